@@ -1,0 +1,215 @@
+"""Configs: the fields of every objective with the papers' values, and how a recipe file is read.
+
+A recipe is a file `configs/NAME.py` with `get_config()`; it calls one of the functions below and
+changes a few fields. Nothing here imports JAX, so `audiolm --help` stays quick.
+"""
+
+import difflib
+import importlib.util
+import json
+import pathlib
+from collections.abc import Sequence
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from audiolm_jax.errors import UserError
+
+
+def _common(objective: str) -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.objective = objective
+    config.seed = 0
+    config.num_train_steps = 1_000_000
+    config.batch_size = 256
+    config.data_dir = ""
+    config.init_from = ""
+    config.log_every_steps = 100
+    config.eval_every_steps = 5_000
+    config.max_eval_batches = -1
+    config.checkpoint_every_steps = 5_000
+    config.keep_checkpoints = 3
+    config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    config.input = ml_collections.ConfigDict({"num_threads": 16, "prefetch_batches": 4})
+    return config
+
+
+def _optimizer(**fields) -> ml_collections.ConfigDict:
+    """`schedule`: "constant", "rsqrt" or "cosine", after `warmup_steps` of linear warm-up."""
+    optimizer = {"learning_rate": 1e-3, "schedule": "constant", "warmup_steps": 0, "beta1": 0.9, "beta2": 0.999,
+                 "weight_decay": 0.0, "clip_norm": 0.0}
+    return ml_collections.ConfigDict({**optimizer, **fields})
+
+
+def soundstream_config() -> ml_collections.ConfigDict:
+    """SoundStream as in AudioLM: 16 kHz, 50 Hz frames, 12 levels of 1024 codes (arXiv 2107.03312, 2209.03143 §4.1).
+
+    The papers leave the optimiser, the embedding's width and the length of a crop open.
+    """
+    config = _common("soundstream")
+    config.batch_size = 128
+    config.crop_seconds = 2.0
+    config.model = ml_collections.ConfigDict({
+        "sample_rate": 16_000, "channels": 32, "strides": (2, 4, 5, 8), "embed_dim": 64,
+        "num_quantizers": 12, "codebook_size": 1024,
+    })
+    config.quantizer = ml_collections.ConfigDict({
+        "decay": 0.99, "dead_code_threshold": 2.0, "dead_code_share": 0.1, "commitment_weight": 1.0,
+        "dropout": True, "kmeans_iterations": 20, "kmeans_frames_per_code": 10,
+    })
+    config.discriminator = ml_collections.ConfigDict({
+        "waveform_channels": (16, 64, 256, 1024, 1024, 1024), "waveform_scales": 3, "waveform_groups": 4,
+        "stft_channels": 32, "stft_window": 1024, "stft_hop": 256, "start_step": 0,
+    })
+    config.loss = ml_collections.ConfigDict({
+        "adversarial_weight": 1.0, "feature_weight": 100.0, "reconstruction_weight": 1.0, "num_mels": 64,
+        "min_log2_window": 6, "max_log2_window": 11,
+    })
+    config.optimizer = _optimizer(learning_rate=1e-4, beta1=0.5, beta2=0.9)
+    config.discriminator_optimizer = _optimizer(learning_rate=1e-4, beta1=0.5, beta2=0.9)
+    return config
+
+
+def w2v_bert_config() -> ml_collections.ConfigDict:
+    """w2v-BERT XL: 12 contrastive + 12 masked-prediction Conformer blocks, 0.6 B parameters (arXiv 2108.06209)."""
+    config = _common("w2v_bert")
+    config.num_train_steps = 400_000
+    config.batch_size = 2048
+    config.crop_seconds = 30.0
+    config.model = ml_collections.ConfigDict({
+        "sample_rate": 16_000, "num_mels": 80, "subsampling_channels": 128, "embed_dim": 1024, "mlp_dim": 4096,
+        "num_heads": 8, "conv_kernel": 5, "num_contrastive_layers": 12, "num_masked_layers": 12,
+        "dropout_rate": 0.1, "codebook_size": 1024, "codebook_dim": 1024,
+    })
+    config.masking = ml_collections.ConfigDict({"start_probability": 0.065, "span": 10})
+    config.loss = ml_collections.ConfigDict({
+        "contrastive_weight": 1.0, "masked_weight": 1.0, "diversity_weight": 0.1, "num_distractors": 100,
+        "contrastive_temperature": 0.1, "gumbel_start": 2.0, "gumbel_end": 0.5, "gumbel_decay": 0.999995,
+    })
+    config.optimizer = _optimizer(learning_rate=2e-3, schedule="rsqrt", warmup_steps=25_000, beta2=0.98, clip_norm=1.0)
+    return config
+
+
+def language_model_config(stage: str) -> ml_collections.ConfigDict:
+    """One stage of AudioLM: 12 layers, width 1024, batch 256, 1 M steps (arXiv 2209.03143 §4.1).
+
+    Args:
+      stage: "semantic", "coarse" or "fine".
+    """
+    config = _common(stage)
+    config.stage = ml_collections.ConfigDict({
+        "num_clusters": 1024, "codebook_size": 1024, "num_quantizers": 12, "num_coarse_quantizers": 4,
+        "semantic_rate": 25, "acoustic_rate": 50, "deduplicate": True,
+        "crop_seconds": {"semantic": 30.0, "coarse": 10.0, "fine": 3.0}[stage],
+    })
+    config.model = ml_collections.ConfigDict({
+        "num_layers": 12, "num_heads": 16, "embed_dim": 1024, "mlp_dim": 4096, "gated_mlp": False,
+        "dropout_rate": 0.1, "num_buckets": 32, "max_distance": 128, "dtype": "bfloat16", "remat": "none",
+    })
+    config.z_loss = 1e-4
+    config.optimizer = _optimizer(
+        learning_rate=3e-4, schedule="cosine", warmup_steps=10_000, beta2=0.98, weight_decay=0.01, clip_norm=1.0
+    )
+    return config
+
+
+def config_folder() -> pathlib.Path:
+    """The folder of the shipped recipes: inside an installed wheel, beside the package in a checkout."""
+    package = pathlib.Path(__file__).resolve().parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def shipped_configs() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in config_folder().glob("*.py") if not path.stem.startswith("_"))
+
+
+def load_config(file_or_name: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
+    """Reads a recipe and applies `--config.FIELD=VALUE` overrides.
+
+    Args:
+      file_or_name: a path to a recipe file (or a saved `config.json`), or the name of a shipped one.
+      overrides: flags as given on the command line; nested fields by dots.
+
+    Raises:
+      UserError: no such recipe, a recipe that does not run, an unknown field or a mistyped value.
+    """
+    path = pathlib.Path(file_or_name)
+    if path.suffix not in (".py", ".json"):
+        path = config_folder() / f"{file_or_name}.py"
+        if not path.is_file():
+            close = difflib.get_close_matches(file_or_name, shipped_configs(), 1)
+            hint = f"did you mean {close[0]}?" if close else f"choose a file or one of {', '.join(shipped_configs())}"
+            raise UserError("unknown config", file_or_name, hint)
+    if not path.is_file():
+        raise UserError("config file not found", path, "give a recipe file or a shipped recipe's name")
+    return _apply_overrides(_read_recipe(path), overrides)
+
+
+def _read_recipe(path: pathlib.Path) -> ml_collections.ConfigDict:
+    try:
+        if path.suffix == ".json":
+            return from_json(path.read_text())
+        spec = importlib.util.spec_from_file_location(f"audiolm_recipe_{path.stem}", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except UserError:
+        raise
+    except Exception as error:  # A recipe is the user's code: whatever it raises is theirs to see.
+        raise UserError(f"config cannot be read ({type(error).__name__}: {error})", path, "mend the recipe") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError("get_config() does not return a ConfigDict", path, "return an ml_collections.ConfigDict")
+    return config
+
+
+def _apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> ml_collections.ConfigDict:
+    known = flat(config)
+    for override in overrides:
+        name = override.lstrip("-").partition("=")[0].removeprefix("config.")
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean config.{close[0]}?" if close else f"fields are {', '.join(known)}"
+            raise UserError("unknown config field", f"config.{name}", hint)
+        if "=" not in override:
+            raise UserError("config field without a value", f"config.{name}", f"write --config.{name}=VALUE")
+        arguments = ["audiolm", f"--config.{name}={override.partition('=')[2]}"]
+        values = flags.FlagValues()
+        try:
+            config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
+            values(arguments)
+        except (flags.Error, TypeError, ValueError) as error:
+            wanted = type(known[name]).__name__
+            raise UserError(
+                f"value of the wrong type ({error})", f"config.{name}", f"give a value of type {wanted}"
+            ) from error
+    return config
+
+
+def flat(config: ml_collections.ConfigDict) -> dict[str, object]:
+    """Every leaf of a config by its dotted name, in order."""
+    leaves: dict[str, object] = {}
+    for name, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            leaves.update({f"{name}.{inner}": leaf for inner, leaf in flat(value).items()})
+        else:
+            leaves[name] = value
+    return leaves
+
+
+def to_json(config: ml_collections.ConfigDict) -> str:
+    """The resolved config as indented JSON, the form `from_json` reads back."""
+    return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def from_json(text: str) -> ml_collections.ConfigDict:
+    """Inverse of `to_json`; JSON's lists become the tuples that recipes use."""
+
+    def tuples(value):
+        if isinstance(value, list):
+            return tuple(map(tuples, value))
+        return {name: tuples(inner) for name, inner in value.items()} if isinstance(value, dict) else value
+
+    return ml_collections.ConfigDict(tuples(json.loads(text)))

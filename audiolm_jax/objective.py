@@ -1,0 +1,39 @@
+"""What a trainable is: a value made of pure functions, moved by `training.loop`."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+
+State = dict[str, Any]
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+Totals = dict[str, tuple[jax.Array, jax.Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """One training objective (SoundStream, w2v-BERT or a language model).
+
+    A state is a dictionary of pytrees that holds `step` (int32 scalar) and whatever the objective
+    updates. Array leaves of the initial state may be boxed in `flax.linen.LogicallyPartitioned`;
+    the loop unboxes them and shards them by the names of their axes.
+
+    Attributes:
+      init: key -> state. Traced by `jax.eval_shape` first, so it must not look at values.
+      step: (state, batch, key) -> (state, metrics). Metrics are scalars; `loss` is among them.
+      eval_step: (state, batch, key) -> {name: (total, count)}. The mean over a held-out set is the
+        sum of totals over the sum of counts; both may be vectors (one entry a quantizer level, say).
+      weights: state -> the pytree that inference needs and a part's export holds.
+      warm_start: (state, batches, key) -> state, run once before step 0 on the first batches of the
+        training data (codebooks, feature statistics); None where there is nothing to do.
+      warm_start_batches: how many batches `warm_start` is given.
+    """
+
+    init: Callable[[jax.Array], State]
+    step: Callable[[State, Batch, jax.Array], tuple[State, Metrics]]
+    eval_step: Callable[[State, Batch, jax.Array], Totals]
+    weights: Callable[[State], Any]
+    warm_start: Callable[[State, Iterable[Batch], jax.Array], State] | None = None
+    warm_start_batches: int = 0
