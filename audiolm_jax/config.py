@@ -31,7 +31,7 @@ def _common(objective: str) -> ml_collections.ConfigDict:
     config.checkpoint_every_steps = 5_000
     config.keep_checkpoints = 3
     config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
-    config.input = ml_collections.ConfigDict({"num_threads": 16, "prefetch_batches": 4})
+    config.input = ml_collections.ConfigDict({"num_threads": 16, "prefetch_batches": 16})
     return config
 
 
@@ -59,12 +59,12 @@ def soundstream_config() -> ml_collections.ConfigDict:
         "dropout": True, "kmeans_iterations": 20, "kmeans_frames_per_code": 10,
     })
     config.discriminator = ml_collections.ConfigDict({
-        "waveform_channels": (16, 64, 256, 1024, 1024, 1024), "waveform_scales": 3, "waveform_groups": 4,
+        "waveform_channels": (16, 64, 256, 1024, 1024, 1024), "waveform_scales": 3, "waveform_group_width": 4,
         "stft_channels": 32, "stft_window": 1024, "stft_hop": 256, "start_step": 0,
     })
     config.loss = ml_collections.ConfigDict({
-        "adversarial_weight": 1.0, "feature_weight": 100.0, "reconstruction_weight": 1.0, "num_mels": 64,
-        "min_log2_window": 6, "max_log2_window": 11,
+        "adversarial_weight": 1.0, "feature_weight": 100.0, "reconstruction_weight": 1.0,
+        "waveform_weight": 0.0, "num_mels": 64, "min_log2_window": 6, "max_log2_window": 11,
     })
     config.optimizer = _optimizer(learning_rate=1e-4, beta1=0.5, beta2=0.9)
     config.discriminator_optimizer = _optimizer(learning_rate=1e-4, beta1=0.5, beta2=0.9)
@@ -80,8 +80,10 @@ def w2v_bert_config() -> ml_collections.ConfigDict:
     config.model = ml_collections.ConfigDict({
         "sample_rate": 16_000, "num_mels": 80, "subsampling_channels": 128, "embed_dim": 1024, "mlp_dim": 4096,
         "num_heads": 8, "conv_kernel": 5, "num_contrastive_layers": 12, "num_masked_layers": 12,
-        "dropout_rate": 0.1, "codebook_size": 1024, "codebook_dim": 1024,
+        "dropout_rate": 0.1, "codebook_size": 1024, "codebook_dim": 1024, "noise_scale": 0.1, "default_layer": 19,
+        "dtype": "bfloat16", "remat": "full",
     })
+    config.statistics_batches = 8
     config.masking = ml_collections.ConfigDict({"start_probability": 0.065, "span": 10})
     config.loss = ml_collections.ConfigDict({
         "contrastive_weight": 1.0, "masked_weight": 1.0, "diversity_weight": 0.1, "num_distractors": 100,
@@ -111,6 +113,26 @@ def language_model_config(stage: str) -> ml_collections.ConfigDict:
     config.optimizer = _optimizer(
         learning_rate=3e-4, schedule="cosine", warmup_steps=10_000, beta2=0.98, weight_decay=0.01, clip_norm=1.0
     )
+    return config
+
+
+def tiny_language_model_config(stage: str) -> ml_collections.ConfigDict:
+    """A stage over the tokens of `soundstream_tiny` and 64 clusters of `w2v_bert_tiny`: minutes on two CPU cores."""
+    config = language_model_config(stage)
+    config.num_train_steps = 300
+    config.batch_size = 8
+    config.log_every_steps = 10
+    config.eval_every_steps = 50
+    config.checkpoint_every_steps = 100
+    config.stage.update({
+        "num_clusters": 64, "codebook_size": 256, "num_quantizers": 6, "num_coarse_quantizers": 2,
+        "crop_seconds": {"semantic": 10.0, "coarse": 5.0, "fine": 1.5}[stage],
+    })
+    config.model.update({
+        "num_layers": 3, "num_heads": 4, "embed_dim": 128, "mlp_dim": 512, "dtype": "float32", "dropout_rate": 0.1,
+    })
+    config.optimizer.update({"learning_rate": 2e-3, "warmup_steps": 30})
+    config.input.update({"num_threads": 2, "prefetch_batches": 2})
     return config
 
 

@@ -24,7 +24,7 @@ def plus_plus_seeds(key: jax.Array, x_MD: jax.Array, num_clusters: int) -> jax.A
     """k-means++ (Arthur & Vassilvitskii, 2007): seeds [K, D] drawn with probability ~ squared distance."""
     first_key, key = jax.random.split(key)
     first_D = x_MD[jax.random.randint(first_key, (), 0, x_MD.shape[0])]
-    distance = lambda seed_D: jnp.sum(jnp.square(x_MD - seed_D), axis=-1)  # noqa: E731
+    distance = lambda seed_D: jnp.sum(jnp.square(x_MD - seed_D), axis=-1)
 
     def add_seed(k, carry):
         seeds_KD, closest_M = carry
@@ -38,20 +38,19 @@ def plus_plus_seeds(key: jax.Array, x_MD: jax.Array, num_clusters: int) -> jax.A
     return jax.lax.fori_loop(1, num_clusters, add_seed, (seeds_KD, distance(first_D)))[0]
 
 
-@functools.partial(jax.jit, static_argnames=("num_clusters", "num_iterations"))
-def fit(key: jax.Array, x_MD: jax.Array, num_clusters: int, num_iterations: int) -> tuple[jax.Array, jax.Array]:
-    """Fits k-means; a cluster that falls empty restarts at the point farthest from its centroid.
+def lloyd(x_MD: jax.Array, centroids_KD: jax.Array, num_iterations: int) -> tuple[jax.Array, jax.Array]:
+    """Lloyd's iterations; a cluster that falls empty restarts at a point far from its centroid.
 
     Args:
-      key: PRNG key for the seeding.
       x_MD: points.
-      num_clusters: K; fewer distinct points than K leave duplicate centroids.
-      num_iterations: Lloyd iterations.
+      centroids_KD: where to start.
+      num_iterations: iterations.
 
     Returns:
       centroids [K, D] and the inertia (sum of squared distances) they leave.
     """
     norms_M = jnp.sum(jnp.square(x_MD), axis=-1)
+    num_clusters = centroids_KD.shape[0]
 
     def assign(centroids_KD):
         distances_MK = squared_distances(x_MD, centroids_KD)
@@ -67,5 +66,18 @@ def fit(key: jax.Array, x_MD: jax.Array, num_clusters: int, num_iterations: int)
         means_KD = sums_KD / jnp.maximum(counts_K, 1.0)[:, None]
         return jnp.where((counts_K > 0)[:, None], means_KD, restarts_KD)
 
-    centroids_KD = jax.lax.fori_loop(0, num_iterations, iterate, plus_plus_seeds(key, x_MD, num_clusters))
+    centroids_KD = jax.lax.fori_loop(0, num_iterations, iterate, centroids_KD)
     return centroids_KD, jnp.sum(assign(centroids_KD)[1])
+
+
+@functools.partial(jax.jit, static_argnames=("num_clusters", "num_iterations"))
+def fit(key: jax.Array, x_MD: jax.Array, num_clusters: int, num_iterations: int) -> tuple[jax.Array, jax.Array]:
+    """Fits k-means from k-means++ seeds; see `lloyd` for the results.
+
+    Args:
+      key: PRNG key for the seeding.
+      x_MD: points.
+      num_clusters: K; fewer distinct points than K leave duplicate centroids.
+      num_iterations: Lloyd iterations.
+    """
+    return lloyd(x_MD, plus_plus_seeds(key, x_MD, num_clusters), num_iterations)

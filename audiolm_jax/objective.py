@@ -23,9 +23,11 @@ class Objective:
     Attributes:
       init: key -> state. Traced by `jax.eval_shape` first, so it must not look at values.
       step: (state, batch, key) -> (state, metrics). Metrics are scalars; `loss` is among them.
-      eval_step: (state, batch, key) -> {name: (total, count)}. The mean over a held-out set is the
+      eval_step: (state, batch, key) -> {name: (total, count)}. The batch has `valid_B` as well: rows
+        with a 0 only fill up the last batch and must not count. The mean over a held-out set is the
         sum of totals over the sum of counts; both may be vectors (one entry a quantizer level, say).
-      weights: state -> the pytree that inference needs and a part's export holds.
+      weights: state -> its entries that inference needs, under the same names: what a part's export
+        holds and `init_from` starts from.
       warm_start: (state, batches, key) -> state, run once before step 0 on the first batches of the
         training data (codebooks, feature statistics); None where there is nothing to do.
       warm_start_batches: how many batches `warm_start` is given.
@@ -34,6 +36,6 @@ class Objective:
     init: Callable[[jax.Array], State]
     step: Callable[[State, Batch, jax.Array], tuple[State, Metrics]]
     eval_step: Callable[[State, Batch, jax.Array], Totals]
-    weights: Callable[[State], Any]
+    weights: Callable[[State], State]
     warm_start: Callable[[State, Iterable[Batch], jax.Array], State] | None = None
     warm_start_batches: int = 0

@@ -1,0 +1,165 @@
+"""Loading parts as models, and the bundle: all parts of one AudioLM in a self-contained folder.
+
+    BUNDLE/audiolm.json               format version; config and fingerprint of each part
+    BUNDLE/{codec,semantic_tokenizer,semantic,coarse,fine}/   exported parts
+"""
+
+import json
+import pathlib
+
+from audiolm_jax import files
+from audiolm_jax.codec.codec import Codec
+from audiolm_jax.errors import UserError
+from audiolm_jax.generate import AudioLM, LanguageModel
+from audiolm_jax.lm.objective import stage_from_config, transformer_from_config
+from audiolm_jax.parts import Part, read_part, write_part
+from audiolm_jax.semantic.tokenizer import SemanticTokenizer
+
+FORMAT_VERSION = 1
+FILE = "audiolm.json"
+KINDS = {
+    "codec": ("soundstream",),
+    "semantic_tokenizer": ("semantic_tokenizer",),
+    "semantic": ("semantic",),
+    "coarse": ("coarse",),
+    "fine": ("fine",),
+}
+
+
+def load_codec(path: str | pathlib.Path) -> Codec:
+    """Loads a codec from a training workdir, a checkpoint or an exported folder."""
+    return _codec(_read("codec", path))
+
+
+def load_semantic_tokenizer(path: str | pathlib.Path) -> SemanticTokenizer:
+    """Loads a semantic tokenizer; an encoder without k-means loads too, and gives `features` only."""
+    part = read_part(path)
+    if part.kind not in ("w2v_bert", "semantic_tokenizer"):
+        raise UserError(f"not a semantic tokenizer but a {part.kind}", path, "give a w2v-BERT or a fitted tokenizer")
+    return tokenizer_from_part(part)
+
+
+def tokenizer_from_part(part: Part) -> SemanticTokenizer:
+    """A part that is an encoder, with or without k-means, as a tokenizer."""
+    weights = dict(part.weights)
+    clusters = weights.pop("clusters", None)
+    if clusters is not None:
+        clusters = {**clusters, "layer": part.settings["layer"]}
+    return SemanticTokenizer.from_weights(part.config, weights, clusters)
+
+
+def load_bundle(path: str | pathlib.Path) -> AudioLM:
+    """Loads a bundle.
+
+    Raises:
+      UserError: not a bundle, a part that is missing, changed, or does not fit the others (by name).
+    """
+    folder = pathlib.Path(path)
+    if not (folder / FILE).is_file():
+        raise UserError("not a bundle", path, "make one with `audiolm bundle`")
+    try:
+        description = json.loads((folder / FILE).read_text())
+        if description["format_version"] != FORMAT_VERSION:
+            raise UserError(f"format version {description['format_version']}", folder / FILE, "bundle the parts anew")
+        fingerprints = {role: entry["fingerprint"] for role, entry in description["parts"].items()}
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise UserError("bundle is damaged", folder / FILE, "bundle the parts anew") from error
+    parts = {}
+    for role in fingerprints:
+        if not (folder / role).is_dir():
+            raise UserError(f"bundle lacks its part {role}", folder / role, "bundle the parts anew")
+        parts[role] = _read(role, folder / role)
+        if parts[role].fingerprint() != fingerprints[role]:
+            raise UserError(f"{role} is not the part that was bundled", folder / role, "bundle the parts anew")
+    check_fit(parts, path)
+    stages = {}
+    for role in ("semantic", "coarse", "fine"):
+        if role in parts:
+            config = parts[role].config
+            params = parts[role].weights["params"]
+            stages[role] = LanguageModel(stage_from_config(config), transformer_from_config(config), params)
+    return AudioLM(
+        codec=_codec(parts["codec"]),
+        tokenizer=tokenizer_from_part(parts["semantic_tokenizer"]),
+        stages=stages,
+        mean_run_length=parts["semantic"].settings["tokens"]["mean_run_length"],
+        fingerprints=fingerprints,
+    )
+
+
+def write_bundle(sources: dict[str, str | None], output: str | pathlib.Path):
+    """Copies parts into one folder that needs nothing else.
+
+    Args:
+      sources: folder of each part by role; None for a fine stage that is not needed.
+      output: a new folder.
+
+    Raises:
+      UserError: a part of the wrong kind, one that is missing or does not fit, an output that exists.
+    """
+    files.refuse_existing(output)
+    parts = {role: _read(role, path) for role, path in sources.items() if path is not None}
+    check_fit(parts, output)
+    description = {
+        "format_version": FORMAT_VERSION,
+        "parts": {
+            role: {"kind": part.kind, "fingerprint": part.fingerprint(), "config": part.config.to_dict()}
+            for role, part in parts.items()
+        },
+    }
+    with files.new_folder(output) as scratch:
+        for role, part in parts.items():
+            (scratch / role).mkdir()
+            write_part(scratch / role, part)
+        (scratch / FILE).write_text(json.dumps(description, indent=2) + "\n")
+
+
+def check_fit(parts: dict[str, Part], where: str | pathlib.Path):
+    """Raises a UserError that names the first part which is missing or does not fit the others."""
+    for role in ("codec", "semantic_tokenizer", "semantic", "coarse"):
+        if role not in parts:
+            raise UserError(f"part {role} is missing", where, f"give --{role}=DIR")
+    coarse = parts["coarse"].config.stage
+    if "fine" not in parts and coarse.num_coarse_quantizers < coarse.num_quantizers:
+        levels = f"the coarse stage predicts {coarse.num_coarse_quantizers} of {coarse.num_quantizers} levels"
+        raise UserError(f"part fine is missing: {levels}", where, "give --fine=DIR")
+    codec, tokenizer = _codec(parts["codec"]), tokenizer_from_part(parts["semantic_tokenizer"])
+    facts = {
+        "num_clusters": tokenizer.vocab_size,
+        "semantic_rate": tokenizer.frame_rate,
+        "codebook_size": codec.codebook_size,
+        "num_quantizers": codec.num_quantizers,
+        "acoustic_rate": codec.frame_rate,
+    }
+    if codec.sample_rate != tokenizer.sample_rate:
+        rates = f"{tokenizer.sample_rate} Hz, the codec's {codec.sample_rate} Hz"
+        raise UserError(f"semantic_tokenizer does not fit: its sample rate is {rates}", where, "use parts of one rate")
+    fingerprints = {role: parts[role].fingerprint() for role in ("codec", "semantic_tokenizer")}
+    for role in ("semantic", "coarse", "fine"):
+        if role not in parts:
+            continue
+        stage, tokens = parts[role].config.stage, parts[role].settings.get("tokens", {})
+        for name, value in facts.items():
+            if stage[name] != value:
+                raise UserError(f"{role} does not fit: its {name} is {stage[name]}, not {value}", where, "use parts of one run")
+        for tokenizer_role, fingerprint in fingerprints.items():
+            if tokens.get(tokenizer_role) != fingerprint:
+                raise UserError(
+                    f"{role} does not fit: it was trained on tokens of another {tokenizer_role}",
+                    where,
+                    "use the parts that made its tokens",
+                )
+    if "fine" in parts and parts["fine"].config.stage.num_coarse_quantizers != coarse.num_coarse_quantizers:
+        raise UserError("fine does not fit: its num_coarse_quantizers is not the coarse stage's", where, "use parts of one run")
+
+
+def _read(role: str, path: str | pathlib.Path) -> Part:
+    part = read_part(path)
+    if part.kind not in KINDS[role]:
+        hint = "run `audiolm fit-kmeans` first" if part.kind == "w2v_bert" else f"give a {' or '.join(KINDS[role])}"
+        raise UserError(f"{role} is not a {role} but a {part.kind}", path, hint)
+    return part
+
+
+def _codec(part: Part) -> Codec:
+    return Codec.from_weights(part.config, part.weights)

@@ -1,0 +1,302 @@
+"""`audiolm COMMAND`: parses, calls one function, reports errors; no logic.
+
+Heavy imports happen inside the commands, so that `--help` answers at once.
+"""
+
+import argparse
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from audiolm_jax import __version__
+from audiolm_jax.errors import UserError
+
+STAGES = ("semantic", "coarse", "fine")
+# Failures of the machine's storage that the user can do something about.
+STORAGE_ERRORS = {
+    errno.ENOSPC: "free some space or choose another folder",
+    errno.EDQUOT: "free some space or choose another folder",
+    errno.EFBIG: "the file system or a limit refuses a file of that size",
+    errno.EACCES: "check its permissions",
+    errno.EPERM: "check its permissions",
+    errno.EROFS: "choose a folder that can be written to",
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "check the path",
+    errno.EISDIR: "check the path",
+    errno.EEXIST: "check the path",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argument errors in the project's one-line form."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message, self.prog, f"see `{self.prog} --help`")
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs one command and exits with the contract's status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    try:
+        sys.exit(_run([argument for argument in arguments if argument != "--debug"]))
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except BrokenPipeError:
+        os._exit(1)
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        _fail(f"error: {error}", 2)
+    except Exception as error:
+        advice = _storage_advice(error)
+        if advice is None or debug:
+            traceback.print_exc()
+        if advice is None:
+            _fail(f"error: {type(error).__name__}: {_one_line(error)}; this is a bug, please report it", 1)
+        _fail(f"error: {advice}", 2)
+
+
+def _storage_advice(error: Exception) -> str | None:
+    """WHAT: WHERE; WHAT TO DO for a full disk or a forbidden path, whoever raised it; None for anything else."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in STORAGE_ERRORS:
+            return f"{cause.strerror}: {cause.filename or 'output'}; {STORAGE_ERRORS[cause.errno]}"
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if os.strerror(number).lower() in str(cause).lower():
+                return f"{os.strerror(number)}: {_one_line(cause)[:200]}; {STORAGE_ERRORS[number]}"
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    sys.stdout.flush()
+    print(message, file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+def _run(arguments: list[str]) -> int:
+    parser = _build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and not (options.takes_overrides and all(r.startswith("--config.") for r in rest)):
+        raise UserError("unknown argument", next(r for r in rest if not r.startswith("--config.")) if options.takes_overrides else rest[0], f"see `audiolm {options.command} --help`")
+    return options.function(options, rest) or 0
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="audiolm",
+        description="AudioLM in JAX: train its parts, put them together, continue audio. No text, no scores, only audio.",
+        epilog="Begin with `audiolm quickstart --workdir=runs/quickstart`. Every command has its own --help.",
+    )
+    parser.add_argument("--version", action="version", version=f"audiolm_jax {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+
+    def command(name: str, function, summary: str, details: str = "", takes_overrides: bool = False):
+        added = commands.add_parser(
+            name,
+            help=summary,
+            description=f"{summary}\n\n{details}".strip(),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        added.set_defaults(function=function, takes_overrides=takes_overrides)
+        added.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        return added
+
+    _add_quickstart(command)
+    _add_training(command)
+    _add_tokenizing(command)
+    _add_codec(command)
+    _add_bundle(command)
+    _add_generate(command)
+    return parser
+
+
+def _add_quickstart(command):
+    added = command(
+        "quickstart",
+        _quickstart,
+        "The whole of AudioLM on the recordings in samples/: train, tokenize, generate, report.",
+        "Takes about a quarter of an hour on two CPU cores; run it again after an interruption and it goes on.\n"
+        "Writes WORKDIR/report.html and WORKDIR/continuations/.",
+    )
+    added.add_argument("--workdir", default="runs/quickstart", help="folder of the results (default: %(default)s)")
+    added.add_argument("--input", help="recordings to use instead of samples/: a folder or a .jsonl manifest")
+    added.add_argument("--steps_scale", type=float, default=1.0, help="multiplies the training steps (default: 1)")
+
+
+def _quickstart(options, _):
+    from audiolm_jax.quickstart import quickstart
+
+    return quickstart(options.workdir, options.input, options.steps_scale)
+
+
+def _add_training(command):
+    from audiolm_jax.config import shipped_configs
+
+    added = command(
+        "train",
+        _train,
+        "Train any objective: SoundStream, w2v-BERT, or the semantic, coarse or fine language model.",
+        "Run again with the same workdir, it resumes. Change fields by --config.FIELD=VALUE, e.g.\n"
+        "  audiolm train --config=soundstream_tiny --workdir=runs/codec --config.data_dir=samples\n"
+        "  audiolm train --config=coarse_tiny --workdir=runs/coarse --config.data_dir=runs/tokens --config.batch_size=4\n\n"
+        f"Shipped configs: {', '.join(shipped_configs())}",
+        takes_overrides=True,
+    )
+    added.add_argument("--config", required=True, metavar="FILE_OR_NAME", help="recipe file, or name of a shipped one")
+    added.add_argument("--workdir", required=True, help="checkpoints, metrics.jsonl and TensorBoard events go here")
+
+
+def _train(options, overrides):
+    from audiolm_jax.config import load_config
+
+    config = load_config(options.config, overrides)
+    from audiolm_jax.training.loop import train
+
+    return train(config, options.workdir)
+
+
+def _add_tokenizing(command):
+    added = command(
+        "fit-kmeans",
+        _fit_kmeans,
+        "Fit k-means on a layer of an encoder: the semantic tokenizer.",
+        "Normalises every dimension over the training split, then clusters the frames.",
+    )
+    added.add_argument("--encoder", required=True, metavar="DIR", help="w2v-BERT: training workdir, checkpoint or export")
+    added.add_argument("--layer", required=True, type=int, help="hidden state to cluster; 0 is the first block's input")
+    added.add_argument("--input", required=True, metavar="PATH", help="folder, recording or .jsonl manifest")
+    added.add_argument("--num_clusters", required=True, type=int, metavar="K", help="semantic tokens (the paper: 1024)")
+    added.add_argument("--seed", type=int, default=0, help="of the k-means++ seeding (default: 0)")
+    added.add_argument("--output", required=True, metavar="DIR", help="new folder of the tokenizer")
+    added = command(
+        "tokenize",
+        _tokenize,
+        "Recordings to a token dataset: semantic and acoustic tokens in a TFDS dataset (ArrayRecord).",
+        "Reads WAV, FLAC, MP3, Ogg at any rate and channel count. Run again after a crash, it goes on.",
+    )
+    added.add_argument("--codec", required=True, metavar="DIR", help="SoundStream: training workdir, checkpoint or export")
+    added.add_argument("--semantic_tokenizer", required=True, metavar="DIR", help="made by `audiolm fit-kmeans`")
+    added.add_argument("--input", required=True, metavar="PATH", help="folder, recording or .jsonl manifest")
+    added.add_argument("--output", required=True, metavar="DIR", help="new folder of the dataset")
+
+
+def _fit_kmeans(options, _):
+    from audiolm_jax import commands
+
+    commands.fit_kmeans(
+        options.encoder, options.layer, options.input, options.num_clusters, options.seed, options.output
+    )
+
+
+def _tokenize(options, _):
+    from audiolm_jax import commands
+
+    commands.tokenize(options.codec, options.semantic_tokenizer, options.input, options.output)
+
+
+def _add_codec(command):
+    added = command("encode", _encode, "A recording to codec tokens (NPZ: codes [T, Q], sample_rate, num_samples).")
+    added.add_argument("--codec", required=True, metavar="DIR", help="SoundStream: training workdir, checkpoint or export")
+    added.add_argument("--input", required=True, metavar="WAV", help="recording")
+    added.add_argument("--output", required=True, metavar="NPZ", help="file to write")
+    added.add_argument("--num_quantizers", type=int, metavar="n", help="levels to keep (default: all)")
+    added = command("decode", _decode, "Codec tokens (NPZ of `encode`) back to a 16-bit WAV.")
+    added.add_argument("--codec", required=True, metavar="DIR", help="the codec that encoded")
+    added.add_argument("--input", required=True, metavar="NPZ", help="codes")
+    added.add_argument("--output", required=True, metavar="WAV", help="file to write")
+
+
+def _encode(options, _):
+    from audiolm_jax import commands
+
+    commands.encode(options.codec, options.input, options.output, options.num_quantizers)
+
+
+def _decode(options, _):
+    from audiolm_jax import commands
+
+    commands.decode(options.codec, options.input, options.output)
+
+
+def _add_bundle(command):
+    added = command(
+        "bundle",
+        _bundle,
+        "Put the trained parts into one self-contained folder.",
+        "Parts that do not belong together are refused by name.",
+    )
+    for role in ("codec", "semantic_tokenizer", *STAGES):
+        needed = "" if role != "fine" else " (none where the coarse stage predicts every level)"
+        text = f"training workdir, checkpoint or export{needed}"
+        added.add_argument(f"--{role}", required=role != "fine", metavar="DIR", help=text)
+    added.add_argument("--output", required=True, metavar="DIR", help="new folder of the bundle")
+
+
+def _bundle(options, _):
+    from audiolm_jax.bundle import write_bundle
+
+    write_bundle({role: getattr(options, role) for role in ("codec", "semantic_tokenizer", *STAGES)}, options.output)
+
+
+def _add_generate(command):
+    added = command(
+        "generate",
+        _generate,
+        "Continue recordings, re-synthesise them from their semantic tokens, or generate from nothing.",
+        "continuation   the first --prompt_seconds of each prompt, then --seconds of new audio\n"
+        "acoustic       the whole prompt again, sampled from its semantic tokens: same words, another voice\n"
+        "unconditional  --seconds from nothing\n\n"
+        "Writes OUTPUT/{prompt stem or 'unconditional'}_{k:02}.wav and OUTPUT/generation.json.",
+    )
+    added.add_argument("--bundle", required=True, metavar="DIR", help="made by `audiolm bundle`")
+    added.add_argument("--mode", required=True, help="continuation, acoustic or unconditional")
+    added.add_argument("--prompt", action="append", default=[], metavar="PATH", help="recording or folder; repeatable")
+    added.add_argument("--prompt_seconds", type=float, default=3.0, help="of each prompt (default: 3)")
+    added.add_argument("--seconds", type=float, help="of new audio (default: 10); refused in acoustic mode")
+    added.add_argument("--num_samples", type=int, default=1, metavar="n", help="for each prompt (default: 1)")
+    added.add_argument("--seed", type=int, default=0, help="the same seed gives the same audio (default: 0)")
+    added.add_argument("--ignore_end", action="store_true", help="never stop at a sampled end token")
+    for name, kind, text in (
+        ("temperature", float, "divides the logits; 0 is greedy (default: the paper's 0.6, 0.8, 0.6)"),
+        ("top_k", int, "sample from the k most likely tokens (default: 0, all)"),
+        ("top_p", float, "sample from the most likely tokens of total probability p (default: 1, all)"),
+    ):
+        added.add_argument(f"--{name}", type=kind, help=f"{text}, in every stage")
+        for stage in STAGES:
+            added.add_argument(f"--{name}_{stage}", type=kind, help=f"the same, in the {stage} stage")
+    added.add_argument("--output", required=True, metavar="DIR", help="folder of the results")
+
+
+def _generate(options, _):
+    from audiolm_jax import commands
+
+    def setting(name: str, stage: str):
+        own = getattr(options, f"{name}_{stage}")
+        return getattr(options, name) if own is None else own
+
+    commands.generate(
+        commands.GenerateOptions(
+            bundle=options.bundle,
+            mode=options.mode,
+            prompt=options.prompt,
+            prompt_seconds=options.prompt_seconds,
+            seconds=options.seconds,
+            num_samples=options.num_samples,
+            seed=options.seed,
+            ignore_end=options.ignore_end,
+            output=options.output,
+            sampling={s: {name: setting(name, s) for name in ("temperature", "top_k", "top_p")} for s in STAGES},
+        )
+    )

@@ -1,0 +1,160 @@
+"""A trained codec: waveforms to codes and back."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from audiolm_jax.codec import quantizer
+from audiolm_jax.codec.soundstream import Decoder, Encoder, SoundStreamConfig
+from audiolm_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Codec:
+    """Encoder, codebooks and decoder of a SoundStream.
+
+    Attributes:
+      config: the architecture.
+      weights: {"generator": {"encoder", "decoder"}, "codebooks"}, as the objective's `weights` gives them.
+    """
+
+    config: SoundStreamConfig
+    weights: Any
+
+    @classmethod
+    def from_weights(cls, config: Mapping[str, Any], weights: Any) -> "Codec":
+        """The codec of a training config (its `model` fields count) and its weights."""
+        model = dict(config["model"])
+        return cls(SoundStreamConfig(**{**model, "strides": tuple(model["strides"])}), weights)
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz."""
+        return self.config.sample_rate
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per frame."""
+        return self.config.hop_length
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second."""
+        return self.config.frame_rate
+
+    @property
+    def num_quantizers(self) -> int:
+        """Levels, Q."""
+        return self.config.num_quantizers
+
+    @property
+    def codebook_size(self) -> int:
+        """Codes per level, N."""
+        return self.config.codebook_size
+
+    def encode(self, wave_BW, lengths_B=None, num_quantizers: int | None = None) -> jax.Array:
+        """Codes of a batch of recordings.
+
+        Args:
+          wave_BW: float waveforms at `sample_rate`, NumPy or JAX.
+          lengths_B: samples of each row; what lies beyond them does not matter. The whole row by default.
+          num_quantizers: levels wanted, from the coarsest; all by default.
+
+        Returns:
+          int32 [B, ceil(W / hop), Q]. A row's first ceil(length / hop) frames are those of that recording alone; the
+          frames after them are codes of silence.
+
+        Raises:
+          UserError: not a finite float [B, W], or no such number of levels or lengths.
+        """
+        num_levels = self.num_quantizers if num_quantizers is None else num_quantizers
+        if not 1 <= num_levels <= self.num_quantizers:
+            raise UserError(
+                "no such number of quantizer levels",
+                f"num_quantizers={num_quantizers}",
+                f"choose 1 … {self.num_quantizers}",
+            )
+        wave_BW = _checked_waveform(wave_BW)
+        num_frames = -(-wave_BW.shape[1] // self.hop_length)
+        if lengths_B is not None:
+            wave_BW = _cut(wave_BW, np.asarray(lengths_B))
+        padded_BW = _pad_axis(wave_BW, _bucket(num_frames) * self.hop_length)
+        return _encode(self.config, self.weights, padded_BW, num_levels)[:, :num_frames]
+
+    def decode(self, codes_BTQ) -> jax.Array:
+        """Waveforms float32 [B, T · hop] of codes [B, T, Q]; fewer levels than the codec's give a coarser sound.
+
+        Raises:
+          UserError: not integers [B, T, Q], too many levels or a code out of range.
+        """
+        codes_BTQ = np.asarray(codes_BTQ)
+        if codes_BTQ.ndim != 3 or not np.issubdtype(codes_BTQ.dtype, np.integer):
+            found = f"{codes_BTQ.dtype}{list(codes_BTQ.shape)}"
+            raise UserError("codes are not integers [batch, frames, levels]", found, "give what encode returns")
+        _, num_frames, num_levels = codes_BTQ.shape
+        if not 1 <= num_levels <= self.num_quantizers:
+            raise UserError(
+                f"codes of {num_levels} levels", "codes", f"this codec decodes 1 … {self.num_quantizers} levels"
+            )
+        if codes_BTQ.size and not 0 <= codes_BTQ.min() <= codes_BTQ.max() < self.codebook_size:
+            raise UserError(
+                f"codes from {codes_BTQ.min()} to {codes_BTQ.max()}",
+                "codes",
+                f"this codec's are 0 … {self.codebook_size - 1}: decode with the codec that encoded",
+            )
+        padded_BTQ = _pad_axis(codes_BTQ.astype(np.int32), _bucket(num_frames))
+        return _decode(self.config, self.weights, padded_BTQ)[:, : num_frames * self.hop_length]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _encode(config: SoundStreamConfig, weights: Any, wave_BW: jax.Array, num_levels: int) -> jax.Array:
+    x_BTD = Encoder(config).apply({"params": weights["generator"]["encoder"]}, wave_BW)
+    return quantizer.encode(weights["codebooks"], x_BTD, num_levels)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(config: SoundStreamConfig, weights: Any, codes_BTQ: jax.Array) -> jax.Array:
+    x_BTD = quantizer.decode(weights["codebooks"], codes_BTQ)
+    return Decoder(config).apply({"params": weights["generator"]["decoder"]}, x_BTD)
+
+
+def _checked_waveform(wave_BW) -> np.ndarray:
+    wave_BW = np.asarray(wave_BW)
+    if wave_BW.ndim != 2 or not np.issubdtype(wave_BW.dtype, np.floating):
+        found = f"{wave_BW.dtype}{list(wave_BW.shape)}"
+        raise UserError("waveforms are not floats [batch, samples]", found, "give one row a recording")
+    if not np.isfinite(wave_BW).all():
+        row = int(np.argmin(np.isfinite(wave_BW).all(axis=1)))
+        raise UserError("waveform with NaN or infinity", f"row {row}", "mend the recording")
+    return wave_BW.astype(np.float32)
+
+
+def _cut(wave_BW: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
+    """Zeros beyond each row's length."""
+    batch, size = wave_BW.shape
+    if lengths_B.shape != (batch,) or not np.issubdtype(lengths_B.dtype, np.integer):
+        raise UserError("lengths are not one integer a row", f"{lengths_B.dtype}{list(lengths_B.shape)}", f"give {batch}")
+    if batch and not 0 <= lengths_B.min() <= lengths_B.max() <= size:
+        raise UserError(
+            f"lengths from {lengths_B.min()} to {lengths_B.max()}", "lengths_B", f"waveforms have 0 … {size} samples"
+        )
+    return np.where(np.arange(size) < lengths_B[:, None], wave_BW, np.float32(0))
+
+
+def _bucket(num_frames: int) -> int:
+    """The next of four lengths an octave (from 32 frames on), so that few lengths are compiled.
+
+    Frames do not depend on what follows them, so the padding changes none that are kept.
+    """
+    step = max(8, 2 ** (max(num_frames - 1, 1).bit_length() - 3))
+    return max(1, -(-num_frames // step)) * step
+
+
+def _pad_axis(x: np.ndarray, size: int) -> np.ndarray:
+    """`x` with zeros appended on axis 1 up to `size`."""
+    return np.pad(x, [(0, 0), (0, size - x.shape[1])] + [(0, 0)] * (x.ndim - 2))

@@ -1,0 +1,179 @@
+"""The networks that tell real waveforms from reconstructions, and teach the codec by it.
+
+SoundStream (arXiv 2107.03312 §III-D): a multi-scale discriminator of the waveform, as in MelGAN (arXiv 1910.06711), and
+one of the complex short-time Fourier transform. Each gives logits over time and the activations of its layers, which
+the feature-matching loss compares.
+
+Shape suffixes: B batch, W waveform samples, T frames, F frequency bins, C channels, k kernel taps, I and O channels in
+and out.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from audiolm_jax import spectral
+
+
+class Judgement(NamedTuple):
+    """One discriminator's view of a batch.
+
+    Attributes:
+      logits_BT: positive where the sound seems real.
+      features: activations of the layers before the logits, waveform side first.
+    """
+
+    logits_BT: jax.Array
+    features: list[jax.Array]
+
+
+def _kernel_init(shape: tuple[int, ...]):
+    """Normal with variance 1 / fan-in, its last two axes named as convolution channels."""
+    fan_in = 1
+    for length in shape[:-1]:
+        fan_in *= length
+    names = (None,) * (len(shape) - 2) + ("conv_in", "conv_out")
+    return nn.with_logical_partitioning(nn.initializers.normal(fan_in**-0.5), names)
+
+
+class WeightNormConv(nn.Module):
+    """Grouped 1-D convolution, zero padded, with weight normalisation: kernel · scale / |kernel| per output channel."""
+
+    features: int
+    kernel_size: int
+    stride: int = 1
+    groups: int = 1
+
+    @nn.compact
+    def __call__(self, x_BTC: jax.Array) -> jax.Array:
+        shape = (self.kernel_size, x_BTC.shape[-1] // self.groups, self.features)
+        kernel_kIO = self.param("kernel", _kernel_init(shape), shape, jnp.float32)
+        norm_O = jnp.sqrt(jnp.sum(jnp.square(kernel_kIO), axis=(0, 1)))
+        scale_init = nn.with_logical_partitioning(lambda _: norm_O, ("conv_out",))
+        bias_init = nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",))
+        scale_O = self.param("scale", scale_init)
+        bias_O = self.param("bias", bias_init, shape[2:], jnp.float32)
+        x_BTC, kernel_kIO, bias_O = nn.dtypes.promote_dtype(x_BTC, kernel_kIO * (scale_O / norm_O), bias_O)
+        return bias_O + jax.lax.conv_general_dilated(
+            x_BTC,
+            kernel_kIO,
+            window_strides=(self.stride,),
+            padding="SAME",
+            dimension_numbers=("NWC", "WIO", "NWC"),
+            feature_group_count=self.groups,
+        )
+
+
+class WaveformDiscriminator(nn.Module):
+    """One scale of the waveform discriminator: k15, strided k41s, k5, and k3 to a logit every 4^4 = 256 samples.
+
+    Attributes:
+      channels: of the layers before the logits; all but the first and the last divide the rate by 4.
+      group_width: input channels of one group of a strided convolution (4 in MelGAN: 4, 16, 64 and 256 groups). A
+        width of at least the layers' own makes them ungrouped, which on a CPU is several times faster.
+    """
+
+    channels: tuple[int, ...]
+    group_width: int
+
+    @nn.compact
+    def __call__(self, wave_BW: jax.Array) -> Judgement:
+        first, *strided, last = self.channels
+        layers = [WeightNormConv(first, 15)]
+        for width_in, width_out in zip(self.channels, strided, strict=False):
+            layers.append(WeightNormConv(width_out, 41, stride=4, groups=max(1, width_in // self.group_width)))
+        layers.append(WeightNormConv(last, 5))
+        x_BTC, features = wave_BW[..., None], []
+        for layer in layers:
+            x_BTC = nn.leaky_relu(layer(x_BTC), 0.2)
+            features.append(x_BTC)
+        return Judgement(WeightNormConv(1, 3)(x_BTC)[..., 0], features)
+
+
+class SpectralConv(nn.Module):
+    """2-D convolution over time and frequency, zero padded so that a stride of 1 keeps the shape."""
+
+    features: int
+    kernel_size: tuple[int, int]
+    strides: tuple[int, int] = (1, 1)
+    padding: str = "SAME"
+
+    @nn.compact
+    def __call__(self, x_BTFC: jax.Array) -> jax.Array:
+        shape = (*self.kernel_size, x_BTFC.shape[-1], self.features)
+        bias_init = nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",))
+        kernel = self.param("kernel", _kernel_init(shape), shape, jnp.float32)
+        bias_O = self.param("bias", bias_init, shape[3:], jnp.float32)
+        x_BTFC, kernel, bias_O = nn.dtypes.promote_dtype(x_BTFC, kernel, bias_O)
+        return bias_O + jax.lax.conv_general_dilated(
+            x_BTFC, kernel, self.strides, self.padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+
+class SpectralUnit(nn.Module):
+    """Residual unit of the STFT discriminator: 3x3, then (s_t + 2) x (s_f + 2) with stride; 1x1 on the way round."""
+
+    features: int
+    strides: tuple[int, int]
+
+    @nn.compact
+    def __call__(self, x_BTFC: jax.Array) -> jax.Array:
+        kernel = (self.strides[0] + 2, self.strides[1] + 2)
+        inner_BTFC = SpectralConv(x_BTFC.shape[-1], (3, 3), name="same")(nn.elu(x_BTFC))
+        inner_BTFC = SpectralConv(self.features, kernel, self.strides, name="down")(nn.elu(inner_BTFC))
+        return inner_BTFC + SpectralConv(self.features, (1, 1), self.strides, name="skip")(x_BTFC)
+
+
+class STFTDiscriminator(nn.Module):
+    """Discriminator of real and imaginary parts, [T, F] with T = ceil(W / hop) and F = window / 2 (without Nyquist's).
+
+    Six units divide frequency by 2^6 and time by 2^3 (rounded up); a last convolution over all remaining frequencies
+    gives the logits. ELU between layers: the paper leaves it open.
+
+    Attributes:
+      channels: of the first convolution; the units have 2, 4, 4, 8, 8 and 16 times as many.
+      window, hop: of the transform, in samples.
+    """
+
+    channels: int
+    window: int
+    hop: int
+
+    @nn.compact
+    def __call__(self, wave_BW: jax.Array) -> Judgement:
+        spectrum_BTF = spectral.stft(wave_BW, self.window, self.hop)[..., : self.window // 2]
+        x_BTFC = jnp.stack([spectrum_BTF.real, spectrum_BTF.imag], axis=-1)
+        x_BTFC = SpectralConv(self.channels, (7, 7))(x_BTFC)
+        features = [x_BTFC]
+        for unit, factor in enumerate((2, 4, 4, 8, 8, 16)):
+            x_BTFC = SpectralUnit(factor * self.channels, (1, 2) if unit % 2 == 0 else (2, 2))(x_BTFC)
+            features.append(x_BTFC)
+        logits_BT11 = SpectralConv(1, (1, x_BTFC.shape[2]), padding="VALID")(nn.elu(x_BTFC))
+        return Judgement(logits_BT11[:, :, 0, 0], features)
+
+
+class Discriminators(nn.Module):
+    """All discriminators of a codec: the waveform at full rate, at 1/2, at 1/4 …, then its STFT.
+
+    The attributes are the fields of a config's `discriminator`.
+    """
+
+    waveform_channels: tuple[int, ...]
+    waveform_scales: int
+    waveform_group_width: int
+    stft_channels: int
+    stft_window: int
+    stft_hop: int
+
+    @nn.compact
+    def __call__(self, wave_BW: jax.Array) -> list[Judgement]:
+        judgements, scaled_BW = [], wave_BW
+        for scale in range(self.waveform_scales):
+            name = f"waveform_{scale}"
+            judge = WaveformDiscriminator(self.waveform_channels, self.waveform_group_width, name=name)
+            judgements.append(judge(scaled_BW))
+            scaled_BW = nn.avg_pool(scaled_BW[..., None], (4,), (2,), "SAME")[..., 0]
+        judge = STFTDiscriminator(self.stft_channels, self.stft_window, self.stft_hop, name="stft")
+        return [*judgements, judge(wave_BW)]

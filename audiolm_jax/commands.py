@@ -1,0 +1,219 @@
+"""What each command does between files and models; `cli` parses and calls one of these."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+import zipfile
+from collections.abc import Sequence
+
+import numpy as np
+import tqdm
+
+from audiolm_jax import audio, bundle, files
+from audiolm_jax.data import manifest
+from audiolm_jax.data.tokenize import tokenize as tokenize_recordings
+from audiolm_jax.errors import UserError
+from audiolm_jax.generate import Generation, check_request
+from audiolm_jax.lm.sampling import Sampling
+from audiolm_jax.parts import Part, read_part, write_part
+from audiolm_jax.semantic.kmeans import fit_clusters
+
+BATCH_SECONDS = 60.0
+
+
+def report(line: str):
+    """One line on standard error, above a progress bar."""
+    tqdm.tqdm.write(line, file=sys.stderr)
+
+
+def fit_kmeans(encoder: str, layer: int, input_path: str, num_clusters: int, seed: int, output: str):
+    """Fits normalisation and k-means on one layer of an encoder; writes a semantic tokenizer to a new folder.
+
+    Recordings whose split is not "train" are left out.
+    """
+    files.refuse_existing(output)
+    part = read_part(encoder)
+    if part.kind not in ("w2v_bert", "semantic_tokenizer"):
+        raise UserError(f"not a semantic encoder but a {part.kind}", encoder, "give a w2v-BERT")
+    if num_clusters < 1:
+        raise UserError("num_clusters must be 1 or more", num_clusters, "change it")
+    weights = {name: value for name, value in part.weights.items() if name != "clusters"}
+    tokenizer = bundle.tokenizer_from_part(dataclasses.replace(part, weights=weights))
+    recordings = [r for r in manifest.read_manifest(input_path) if r.split == "train"]
+    usable, seconds = manifest.usable(recordings, report)
+    batches = _feature_batches(usable, seconds, tokenizer.sample_rate)
+    clusters = fit_clusters(tokenizer, batches, num_clusters, seed, layer)
+    arrays = {name: clusters[name] for name in ("mean", "std", "centroids")}
+    fitted = Part("semantic_tokenizer", part.config, {**weights, "clusters": arrays}, {"layer": layer})
+    with files.new_folder(output) as scratch:
+        write_part(scratch, fitted)
+
+
+def _feature_batches(recordings: Sequence[manifest.Recording], seconds: Sequence[float], sample_rate: int):
+    """Pairs of wave_BW and lengths_B, shortest recordings first so that little is padding."""
+    waves: list[np.ndarray] = []
+
+    def stacked():
+        lengths_B = np.array([len(wave_W) for wave_W in waves])
+        return np.stack([np.pad(wave_W, (0, lengths_B.max() - len(wave_W))) for wave_W in waves]), lengths_B
+
+    for index in tqdm.tqdm(np.argsort(seconds, kind="stable"), desc="fit-kmeans", unit="file", mininterval=5):
+        try:
+            wave_W = recordings[index].read(sample_rate)
+        except UserError as error:
+            report(f"left out: {error}")
+            continue
+        if waves and (len(waves) + 1) * len(wave_W) > BATCH_SECONDS * sample_rate:
+            yield stacked()
+            waves.clear()
+        waves.append(wave_W)
+    if waves:
+        yield stacked()
+
+
+def tokenize(codec: str, semantic_tokenizer: str, input_path: str, output: str):
+    """Recordings → token dataset; see `data.tokenize.tokenize`."""
+    files.refuse_existing(output)
+    parts = {"codec": read_part(codec), "semantic_tokenizer": read_part(semantic_tokenizer)}
+    models = bundle.load_codec(codec), bundle.load_semantic_tokenizer(semantic_tokenizer)
+    if models[0].sample_rate != models[1].sample_rate:
+        rates = f"{models[0].sample_rate} and {models[1].sample_rate} Hz"
+        raise UserError("codec and semantic tokenizer have different sample rates", rates, "use parts of one rate")
+    models[1].vocab_size  # noqa: B018  An encoder without clusters says so before any work is done.
+    fingerprints = {role: part.fingerprint() for role, part in parts.items()}
+    recordings = manifest.read_manifest(input_path)
+    tokenize_recordings(recordings, *models, fingerprints, output, report)
+
+
+def encode(codec: str, input_path: str, output: str, num_quantizers: int | None):
+    """One recording → NPZ with `codes` [T, Q], `sample_rate`, `num_samples` and the codec's `fingerprint`."""
+    model = bundle.load_codec(codec)
+    wave_W = audio.read(input_path, model.sample_rate)
+    codes_BTQ = np.asarray(model.encode(wave_W[None], num_quantizers=num_quantizers))
+    with files.new_file(output) as scratch, open(scratch, "wb") as file:
+        np.savez_compressed(
+            file,
+            codes=codes_BTQ[0],
+            sample_rate=model.sample_rate,
+            num_samples=len(wave_W),
+            fingerprint=read_part(codec).fingerprint(),
+        )
+
+
+def decode(codec: str, input_path: str, output: str):
+    """NPZ of `encode` → 16-bit WAV of `num_samples` samples."""
+    if not pathlib.Path(input_path).is_file():
+        raise UserError("codes not found", input_path, "give an NPZ written by `audiolm encode`")
+    try:
+        with np.load(input_path, allow_pickle=False) as archive:
+            codes_TQ, num_samples = archive["codes"], int(archive["num_samples"])
+            fingerprint = str(archive["fingerprint"])
+    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"not codes of ours ({error})", input_path, "give an NPZ written by `audiolm encode`") from error
+    if read_part(codec).fingerprint() != fingerprint:
+        raise UserError("codes were made by another codec", input_path, "decode with the codec that encoded")
+    model = bundle.load_codec(codec)
+    wave_W = np.asarray(model.decode(codes_TQ[None]))[0, :num_samples]
+    audio.write(output, wave_W, model.sample_rate)
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateOptions:
+    """Options of `audiolm generate`, as on the command line.
+
+    Attributes:
+      bundle, mode, prompt, prompt_seconds, seconds, num_samples, seed, ignore_end, output: as `--help` says.
+      sampling: settings given for each stage, by name; None leaves the paper's.
+    """
+
+    bundle: str
+    mode: str
+    prompt: Sequence[str]
+    prompt_seconds: float
+    seconds: float | None
+    num_samples: int
+    seed: int
+    ignore_end: bool
+    output: str
+    sampling: dict[str, dict[str, float | int | None]]
+    batch_rows: int = 16
+
+
+def generate(options: GenerateOptions) -> list[dict[str, object]]:
+    """Generates and writes WAVs and `generation.json`; returns the latter's entries."""
+    check_request(options.mode, bool(options.prompt), options.seconds, options.num_samples)
+    if not 0 < options.prompt_seconds < float("inf"):
+        raise UserError("prompt_seconds out of range", options.prompt_seconds, "give more than 0")
+    paths = [recording.path for prompt in options.prompt for recording in manifest.read_manifest(prompt)]
+    model = bundle.load_bundle(options.bundle)
+    end = options.prompt_seconds if options.mode == "continuation" else None
+    prompts = [audio.read(path, model.codec.sample_rate, end=end) for path in paths]
+    sampling = {
+        name: Sampling(**{"temperature": lm.stage.temperature, **_given(options.sampling.get(name, {}))})
+        for name, lm in model.stages.items()
+    }
+    folder = files.make_folder(options.output)
+    names = _unique_stems(paths) if prompts else ["unconditional"]
+    entries: list[dict[str, object]] = []
+    size = max(1, options.batch_rows // options.num_samples)
+    settings = {name: dataclasses.asdict(stage) for name, stage in sampling.items()}
+    for first in tqdm.trange(0, len(names), size, desc="generate", unit="batch"):
+        batch = prompts[first : first + size]
+        lengths_B = np.array([len(wave_W) for wave_W in batch])
+        result = model.generate(
+            np.stack([np.pad(wave_W, (0, lengths_B.max() - len(wave_W))) for wave_W in batch]) if batch else None,
+            options.mode,
+            options.seconds,
+            options.num_samples,
+            options.seed,
+            lengths_B if batch else None,
+            sampling,
+            options.ignore_end,
+        )
+        for row in range(len(result.wave_BW)):
+            index, sample = first + row // options.num_samples, row % options.num_samples
+            name = f"{names[index]}_{sample:02}.wav"
+            audio.write(folder / name, result.wave_BW[row, : result.lengths_B[row]], result.sample_rate)
+            prompt = str(paths[index]) if paths else None
+            length = len(prompts[index]) if options.mode == "continuation" else 0
+            entries.append(_entry(name, prompt, length, sample, row, result, options, settings))
+    files.write_bytes(folder / "generation.json", (json.dumps(entries, indent=2) + "\n").encode())
+    return entries
+
+
+def _given(settings: dict[str, float | int | None]) -> dict[str, float | int]:
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _entry(name, prompt, prompt_length, sample, row, result: Generation, options, settings) -> dict[str, object]:
+    return {
+        "path": name,
+        "mode": options.mode,
+        "prompt": prompt,
+        "prompt_seconds": prompt_length / result.sample_rate,
+        "sample": sample,
+        "seconds": int(result.lengths_B[row]) / result.sample_rate,
+        "ended": bool(result.ended_B[row]),
+        "seed": options.seed,
+        "settings": {**settings, "ignore_end": options.ignore_end},
+        "tokens_per_second": result.tokens_per_second,
+    }
+
+
+def _unique_stems(paths: Sequence[pathlib.Path]) -> list[str]:
+    """The files' stems; where two are equal, with as many parent folders as it takes to tell them apart."""
+    absolute = [pathlib.Path(os.path.abspath(path)).with_suffix("").parts for path in paths]
+    if len(set(absolute)) < len(absolute):
+        absolute = [(*parts[:-1], f"{parts[-1]}{path.suffix}") for parts, path in zip(absolute, paths, strict=True)]
+    if len(set(absolute)) < len(absolute):
+        twice = next(path for i, path in enumerate(paths) if absolute[i] in absolute[:i])
+        raise UserError("prompt given twice", twice, "use --num_samples for several continuations")
+    names = []
+    for parts in absolute:
+        depth = 1
+        while sum(other[-depth:] == parts[-depth:] for other in absolute) > 1:
+            depth += 1
+        names.append("-".join(part.strip("/") for part in parts[-depth:]))
+    return names

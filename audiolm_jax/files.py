@@ -1,0 +1,80 @@
+"""Writing files and folders so that nothing half-written is ever left under its final name."""
+
+import contextlib
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+import filelock
+
+from audiolm_jax.errors import UserError
+
+
+def make_folder(path: str | os.PathLike[str]) -> pathlib.Path:
+    """Creates a folder (and its parents) that can be written to, or raises a UserError that says why not."""
+    folder = pathlib.Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise UserError(f"output folder not writable ({error.strerror})", path, "choose another folder") from error
+
+
+@contextlib.contextmanager
+def new_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """Yields a scratch path beside `path`; it becomes `path` on success and is deleted on failure."""
+    path = pathlib.Path(path)
+    scratch = make_folder(path.parent) / f".{path.name}.incomplete-{os.getpid()}"
+    try:
+        yield scratch
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes):
+    """Writes a whole file, or nothing."""
+    with new_file(path) as scratch:
+        scratch.write_bytes(data)
+
+
+@contextlib.contextmanager
+def exclusive(lock: pathlib.Path, what: str, where: str | os.PathLike[str]) -> Iterator[None]:
+    """Holds a lock file that dies with its process; raises UserError(what, where) where another holds it."""
+    try:
+        held = filelock.FileLock(lock, timeout=0).acquire()
+    except filelock.Timeout as error:
+        raise UserError(what, where, "wait for it or choose another folder") from error
+    with held:
+        yield
+
+
+def refuse_existing(path: str | os.PathLike[str]):
+    """Raises a UserError where a result would overwrite another."""
+    folder = pathlib.Path(path)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise UserError("output already exists", path, "remove it or choose another --output")
+
+
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """Yields a scratch folder beside `path`; it becomes `path` on success and is deleted on failure.
+
+    Raises:
+      UserError: `path` already holds something, or its parent cannot be written to.
+    """
+    path = pathlib.Path(os.path.abspath(path))
+    refuse_existing(path)
+    scratch = make_folder(path.parent) / f".{path.name}.incomplete-{os.getpid()}"
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        scratch.mkdir()
+        yield scratch
+        if path.is_dir():
+            path.rmdir()
+        os.replace(scratch, path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

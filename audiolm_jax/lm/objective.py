@@ -1,0 +1,90 @@
+"""Next-token prediction for one stage, as an `Objective`."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from audiolm_jax.lm.stages import EOS, Stage, make_stage
+from audiolm_jax.lm.transformer import Transformer, TransformerConfig
+from audiolm_jax.objective import Batch, Metrics, Objective, State, Totals
+
+
+def stage_from_config(config: ml_collections.ConfigDict) -> Stage:
+    """The stage that a language model's config describes."""
+    return make_stage(config.objective, **config.stage)
+
+
+def transformer_from_config(config: ml_collections.ConfigDict) -> TransformerConfig:
+    """The transformer that a language model's config describes."""
+    return TransformerConfig(vocab_size=stage_from_config(config).vocab_size, **config.model)
+
+
+def token_losses(logits_BTV: jax.Array, targets_BT: jax.Array, z_loss: float = 0.0) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy of each target and the z-loss z · log(Z)^2 that keeps logits small (T5X): two [B, T]."""
+    log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+    target_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
+    return log_z_BT - target_BT, z_loss * jnp.square(log_z_BT)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def next_token_losses(config: TransformerConfig, params, inputs_BT: jax.Array, targets_BT: jax.Array) -> jax.Array:
+    """Negative log-probability of each target given the inputs up to its position, in nats: [B, T]."""
+    return token_losses(Transformer(config).apply({"params": params}, inputs_BT), targets_BT)[0]
+
+
+def language_model_objective(config: ml_collections.ConfigDict, optimizer: optax.GradientTransformation) -> Objective:
+    """The objective of a stage; batches are `data.transforms` examples.
+
+    A batch holds `decoder_input_tokens`, `decoder_target_tokens` (int32 [B, T]) and
+    `decoder_loss_weights` (float32 [B, T]). The loss is the mean over all weighted targets of the
+    global batch; evaluation leaves out the rows whose `valid_B` is 0.
+    """
+    stage = stage_from_config(config)
+    model = Transformer(transformer_from_config(config))
+
+    def init(key: jax.Array) -> State:
+        params = model.init(key, jnp.zeros((1, 8), jnp.int32))["params"]
+        return {"step": jnp.int32(0), "params": params, "opt_state": optimizer.init(params)}
+
+    def loss_function(params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        logits_BTV = model.apply(
+            {"params": params}, batch["decoder_input_tokens"], deterministic=False, rngs={"dropout": key}
+        )
+        targets_BT, weights_BT = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
+        loss_BT, z_loss_BT = token_losses(logits_BTV, targets_BT, config.z_loss)
+        total_weight = jnp.maximum(jnp.sum(weights_BT), 1.0)
+        loss = jnp.sum(loss_BT * weights_BT) / total_weight
+        correct_BT = (jnp.argmax(logits_BTV, axis=-1) == targets_BT) * weights_BT
+        z_loss = jnp.sum(z_loss_BT * weights_BT) / total_weight
+        metrics = {"loss": loss, "z_loss": z_loss, "accuracy": jnp.sum(correct_BT) / total_weight}
+        return loss + z_loss, metrics
+
+    def step(state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
+        grads, metrics = jax.grad(loss_function, has_aux=True)(state["params"], batch, key)
+        updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        metrics["gradient_norm"] = optax.global_norm(grads)
+        return {"step": state["step"] + 1, "params": params, "opt_state": opt_state}, metrics
+
+    def eval_step(state: State, batch: Batch, key: jax.Array) -> Totals:
+        del key
+        logits_BTV = model.apply({"params": state["params"]}, batch["decoder_input_tokens"])
+        targets_BT = batch["decoder_target_tokens"]
+        weights_BT = batch["decoder_loss_weights"] * batch["valid_B"][:, None]
+        loss_BT = token_losses(logits_BTV, targets_BT)[0] * weights_BT
+        correct_BT = (jnp.argmax(logits_BTV, axis=-1) == targets_BT) * weights_BT
+        level_BT = (targets_BT - stage.target_offset) // stage.target.codebook_size
+        code_BT = weights_BT * (targets_BT != EOS)
+        in_level_QBT = (level_BT == jnp.arange(stage.target.num_levels)[:, None, None]) * code_BT
+        end_BT = weights_BT * (targets_BT == EOS)
+        return {
+            "loss": (jnp.sum(loss_BT), jnp.sum(weights_BT)),
+            "accuracy": (jnp.sum(correct_BT), jnp.sum(weights_BT)),
+            "level_loss": (jnp.sum(loss_BT * in_level_QBT, axis=(1, 2)), jnp.sum(in_level_QBT, axis=(1, 2))),
+            "end_loss": (jnp.sum(loss_BT * end_BT), jnp.sum(end_BT)),
+        }
+
+    return Objective(init=init, step=step, eval_step=eval_step, weights=lambda state: {"params": state["params"]})

@@ -1,0 +1,209 @@
+"""One decoder-only Transformer for every stage, with T5 relative position bias.
+
+Pre-normalisation with RMSNorm, untied embeddings, no biases: the T5X decoder-only recipe that
+AudioLM (arXiv 2209.03143 §4.1) builds on. Parameters carry logical axis names; layers are stacked
+along `layers` by `nn.scan` for training, and `unstack_layers` cuts them apart for decoding.
+
+Shape suffixes: B batch, T positions, S cache slots, D model, N heads, H head width, F feed-forward, V vocabulary.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from audiolm_jax.lm.attention import attend, relative_position_bias
+
+REMAT_POLICIES = {
+    "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """Architecture of one stage; the fields of a config's `model`, and the stage's vocabulary.
+
+    Attributes:
+      gated_mlp: T5 1.1's gated GELU (three matrices) instead of the plain GELU (two).
+      num_buckets, max_distance: of the relative position bias.
+      dtype: computation's type; parameters stay float32 (float64 under x64 with dtype "float64").
+      remat: "none", "minimal" (keep matrix products) or "full" (keep layer inputs only).
+    """
+
+    vocab_size: int
+    num_layers: int
+    num_heads: int
+    embed_dim: int
+    mlp_dim: int
+    gated_mlp: bool = False
+    dropout_rate: float = 0.0
+    num_buckets: int = 32
+    max_distance: int = 128
+    dtype: str = "float32"
+    remat: str = "none"
+
+    @property
+    def head_dim(self) -> int:
+        return self.embed_dim // self.num_heads
+
+    @property
+    def param_dtype(self) -> Any:
+        return jnp.promote_types(jnp.float32, self.dtype)
+
+
+def _weight(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], scale: float) -> jax.Array:
+    """A float32 master weight, normal with standard deviation `scale`, cast to the compute type."""
+    config = module.config
+    init = nn.with_logical_partitioning(nn.initializers.normal(scale), axes)
+    return jnp.asarray(module.param(name, init, shape, config.param_dtype), config.dtype)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation (T5's LayerNorm), computed in float32 or wider."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        init = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
+        scale_D = self.param("scale", init, (x_BTD.shape[-1],), self.config.param_dtype)
+        wide_BTD = x_BTD.astype(self.config.param_dtype)
+        variance_BT1 = jnp.mean(jnp.square(wide_BTD), axis=-1, keepdims=True)
+        return (wide_BTD * jax.lax.rsqrt(variance_BT1 + 1e-6) * scale_D).astype(self.config.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention whose keys and values may continue a cache."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x_BTD, bias_BNTS, mask_BTS, cache=None, slot=0):
+        """Attends over this call's keys, or over the whole cache once they are written into it.
+
+        Args:
+          x_BTD: inputs.
+          bias_BNTS, mask_BTS: see `attention.attend`; S = T without a cache.
+          cache: None, or {"k": [B, S, N, H], "v": [B, S, N, H]}.
+          slot: first cache slot that this call writes.
+
+        Returns:
+          outputs [B, T, D] and the cache, written (None without one).
+        """
+        config = self.config
+        inner = (config.embed_dim, config.num_heads, config.head_dim)
+        axes = ("embed", "heads", "kv")
+        # T5 folds 1/sqrt(H) into the query's initialisation.
+        query_scale = (config.embed_dim * config.head_dim) ** -0.5
+        scale = config.embed_dim**-0.5
+        q_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, _weight(self, "query", inner, axes, query_scale))
+        k_BSNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, _weight(self, "key", inner, axes, scale))
+        v_BSNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, _weight(self, "value", inner, axes, scale))
+        if cache is not None:
+            write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=slot, axis=1)
+            k_BSNH, v_BSNH = write(cache["k"], k_BSNH), write(cache["v"], v_BSNH)
+            cache = {"k": k_BSNH, "v": v_BSNH}
+        mixed_BTNH = attend(q_BTNH, k_BSNH, v_BSNH, bias_BNTS, mask_BTS)
+        out_NHD = _weight(self, "out", (*inner[1:], config.embed_dim), ("heads", "kv", "embed"), scale)
+        return jnp.einsum("BTNH,NHD->BTD", mixed_BTNH, out_NHD), cache
+
+
+class FeedForward(nn.Module):
+    """GELU feed-forward, plain or gated."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        config = self.config
+        widen = ((config.embed_dim, config.mlp_dim), ("embed", "mlp"), config.embed_dim**-0.5)
+        hidden_BTF = jax.nn.gelu(x_BTD @ _weight(self, "wide", *widen))
+        if config.gated_mlp:
+            hidden_BTF = hidden_BTF * (x_BTD @ _weight(self, "gate", *widen))
+        hidden_BTF = nn.with_logical_constraint(hidden_BTF, ("batch", "length", "mlp"))
+        narrow = ((config.mlp_dim, config.embed_dim), ("mlp", "embed"), config.mlp_dim**-0.5)
+        return hidden_BTF @ _weight(self, "narrow", *narrow)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward with residual connections and dropout."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x_BTD, bias_BNTS, mask_BTS, deterministic, cache=None, slot=0):
+        """See `Attention` for the arguments; returns [B, T, D] and the cache."""
+        config = self.config
+        dropout = functools.partial(nn.Dropout(config.dropout_rate, broadcast_dims=(-2,)), deterministic=deterministic)
+        normed_BTD = RMSNorm(config, name="attention_norm")(x_BTD)
+        mixed_BTD, cache = Attention(config, name="attention")(normed_BTD, bias_BNTS, mask_BTS, cache, slot)
+        x_BTD = x_BTD + dropout(mixed_BTD)
+        normed_BTD = RMSNorm(config, name="mlp_norm")(x_BTD)
+        x_BTD = x_BTD + dropout(FeedForward(config, name="mlp")(normed_BTD))
+        return nn.with_logical_constraint(x_BTD, ("batch", "length", "embed_activation")), cache
+
+
+class Transformer(nn.Module):
+    """Tokens to next-token logits."""
+
+    config: TransformerConfig
+
+    def setup(self):
+        config = self.config
+        block = Block
+        if config.remat != "none":
+            block = nn.remat(Block, policy=REMAT_POLICIES[config.remat], prevent_cse=False, static_argnums=(4,))
+        self.layers = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
+            length=config.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(config)
+        self.final_norm = RMSNorm(config)
+        self.embedding = nn.Embed(
+            config.vocab_size,
+            config.embed_dim,
+            dtype=config.dtype,
+            param_dtype=config.param_dtype,
+            embedding_init=nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed")),
+        )
+        table_init = nn.with_logical_partitioning(nn.initializers.normal(config.embed_dim**-0.5), ("buckets", "heads"))
+        shape = (config.num_buckets, config.num_heads)
+        self.position_bias = self.param("position_bias", table_init, shape, config.param_dtype)
+        head_init = nn.with_logical_partitioning(nn.initializers.normal(config.embed_dim**-0.5), ("embed", "vocab"))
+        self.head = self.param("head", head_init, (config.embed_dim, config.vocab_size), config.param_dtype)
+        self.dropout = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
+
+    def __call__(self, tokens_BT: jax.Array, deterministic: bool = True) -> jax.Array:
+        """Logits [B, T, V] (float32 or wider) for the token after each position.
+
+        Positions on the right that are padding need no mask: no earlier position sees them.
+
+        Args:
+          tokens_BT: int32 input tokens.
+          deterministic: False applies dropout, with the "dropout" key.
+        """
+        config = self.config
+        position_T = jnp.arange(tokens_BT.shape[1])
+        bias_1NTT = relative_position_bias(self.position_bias, position_T, position_T, config.max_distance)
+        mask_1TT = (position_T[:, None] >= position_T[None, :])[None]
+        x_BTD = self.dropout(self.embedding(tokens_BT), deterministic=deterministic)
+        x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "length", "embed_activation"))
+        x_BTD, _ = self.layers(x_BTD, bias_1NTT, mask_1TT, deterministic)
+        x_BTD = self.dropout(self.final_norm(x_BTD), deterministic=deterministic)
+        head_DV = self.head.astype(config.dtype)
+        logits_BTV = jnp.einsum("BTD,DV->BTV", x_BTD, head_DV, preferred_element_type=config.param_dtype)
+        return nn.with_logical_constraint(logits_BTV, ("batch", "length", "vocab"))
+
+
+def unstack_layers(params: dict[str, Any]) -> dict[str, Any]:
+    """The same parameters with `layers` as a list of single layers, which decoding runs one by one."""
+    num_layers = jax.tree.leaves(params["layers"])[0].shape[0]
+    layers = [jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"]) for i in range(num_layers)]
+    return {**params, "layers": layers}

@@ -1,0 +1,133 @@
+"""The parts that make an AudioLM — codec, semantic tokenizer, language models — as folders.
+
+A part's folder is a training workdir (its last checkpoint), one checkpoint `WORKDIR/checkpoints/STEP`,
+or an exported folder: `config.json` and `model.safetensors`. Nothing is ever pickled.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+import flax.traverse_util
+import jax
+import ml_collections
+import numpy as np
+import safetensors.numpy
+
+from audiolm_jax import config as configs
+from audiolm_jax.errors import UserError
+from audiolm_jax.objective import Objective, State
+from audiolm_jax.training import checkpoint, registry
+from audiolm_jax.training.sharding import unbox
+
+FORMAT_VERSION = 1
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+ARCHITECTURE_FIELDS = ("objective", "model", "stage")
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One trained model.
+
+    Attributes:
+      kind: the objective that trained it, or "semantic_tokenizer" for an encoder with k-means.
+      config: its training config.
+      weights: nested dictionaries of NumPy arrays (`Objective.weights`; a tokenizer's `clusters` too).
+      settings: what belongs to the part and is no array: a tokenizer's `layer`, a language model's
+        `tokens` (metadata of the token dataset it was trained on).
+    """
+
+    kind: str
+    config: ml_collections.ConfigDict
+    weights: State
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def fingerprint(self) -> str:
+        """Hash of everything that decides what the part computes."""
+        architecture = {name: self.config[name] for name in ARCHITECTURE_FIELDS if name in self.config}
+        plain = json.loads(ml_collections.ConfigDict(architecture).to_json())
+        digest = hashlib.sha256(json.dumps([self.kind, plain, self.settings], sort_keys=True).encode())
+        for name, array in sorted(_flatten(self.weights).items()):
+            digest.update(f"{name} {array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()[:32]
+
+    def weights_for(self, abstract_state: State, objective: Objective) -> State:
+        """The weights that training can start from (`config.init_from`), checked by name and shape."""
+        wanted = objective.weights(abstract_state)
+        ours = {name: self.weights.get(name, {}) for name in wanted}
+        shapes = {name: leaf.shape for name, leaf in flax.traverse_util.flatten_dict(wanted, sep="/").items()}
+        for name, shape in {**{name: None for name in _flatten(ours)}, **shapes}.items():
+            found = _flatten(ours).get(name)
+            if found is None or found.shape != shape:
+                has = "nothing" if found is None else found.shape
+                raise UserError(
+                    f"weights do not fit: {name} is {shape} in the model, {has} in the file",
+                    "config.init_from",
+                    "choose weights of the same architecture",
+                )
+        return ours
+
+
+def _flatten(weights: State) -> dict[str, np.ndarray]:
+    return flax.traverse_util.flatten_dict(weights, sep="/")
+
+
+def read_part(path: str | pathlib.Path) -> Part:
+    """Reads a part from any of its kinds of folder.
+
+    Raises:
+      UserError: no such folder, not a part, an unknown version, or a damaged file.
+    """
+    folder = pathlib.Path(path)
+    if not folder.is_dir():
+        raise UserError("no such folder", path, "give a training workdir, a checkpoint or an exported part")
+    if (folder / WEIGHTS_FILE).is_file():
+        return _read_exported(folder)
+    found = checkpoint.find_checkpoint(folder)
+    if found is None:
+        raise UserError("no model here", path, "give a training workdir with a checkpoint, or an exported part")
+    return _read_checkpoint(found)
+
+
+def _read_exported(folder: pathlib.Path) -> Part:
+    try:
+        description = json.loads((folder / CONFIG_FILE).read_text())
+        if description.get("format_version") != FORMAT_VERSION:
+            version = description.get("format_version", "none: not ours")
+            raise UserError(f"format version {version}", folder / CONFIG_FILE, "convert or export the part anew")
+        flat = safetensors.numpy.load_file(folder / WEIGHTS_FILE)
+        config = configs.from_json(json.dumps(description["config"]))
+        weights = flax.traverse_util.unflatten_dict(flat, sep="/")
+        return Part(description["kind"], config, weights, description["settings"])
+    except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
+        raise UserError(f"part is damaged ({error})", folder, "export it anew") from error
+
+
+def _read_checkpoint(folder: pathlib.Path) -> Part:
+    try:
+        description = checkpoint.read_description(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"checkpoint is damaged ({error})", folder, "use an earlier one") from error
+    config = configs.from_json(json.dumps(description["config"]))
+    objective = registry.build_objective(config)
+    abstract_state = unbox(jax.eval_shape(objective.init, jax.random.key(0)))
+    weights = checkpoint.restore_weights(folder, abstract_state, objective)
+    settings = {"tokens": description["tokens"]} if description["tokens"] else {}
+    return Part(config.objective, config, jax.tree.map(np.asarray, weights), settings)
+
+
+def write_part(folder: pathlib.Path, part: Part):
+    """Exports a part into an existing, empty folder."""
+    description = {
+        "format_version": FORMAT_VERSION,
+        "kind": part.kind,
+        "fingerprint": part.fingerprint(),
+        "settings": part.settings,
+        "config": part.config.to_dict(),
+    }
+    contiguous = {name: np.ascontiguousarray(array) for name, array in _flatten(part.weights).items()}
+    (folder / WEIGHTS_FILE).write_bytes(safetensors.numpy.save(contiguous))
+    (folder / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n")

@@ -1,0 +1,69 @@
+"""Which objective and which input a config means."""
+
+import ml_collections
+
+from audiolm_jax.data.pipeline import AudioInput, TokenInput
+from audiolm_jax.errors import UserError
+from audiolm_jax.objective import Objective
+from audiolm_jax.training.optimizer import make_optimizer
+
+LANGUAGE_MODELS = ("semantic", "coarse", "fine")
+
+
+def build_objective(config: ml_collections.ConfigDict) -> Objective:
+    """The objective that `config.objective` names, with its optimisers.
+
+    Raises:
+      UserError: an unknown objective, or fields that contradict each other.
+    """
+    optimizer = make_optimizer(config.optimizer, config.num_train_steps)
+    match config.objective:
+        case "soundstream":
+            from audiolm_jax.codec.objective import soundstream_objective
+
+            discriminator_optimizer = make_optimizer(config.discriminator_optimizer, config.num_train_steps)
+            return soundstream_objective(config, optimizer, discriminator_optimizer)
+        case "w2v_bert":
+            from audiolm_jax.semantic.objective import w2v_bert_objective
+
+            return w2v_bert_objective(config, optimizer)
+        case name if name in LANGUAGE_MODELS:
+            from audiolm_jax.lm.objective import language_model_objective
+
+            _check_language_model(config)
+            return language_model_objective(config, optimizer)
+        case other:
+            names = ", ".join(("soundstream", "w2v_bert", *LANGUAGE_MODELS))
+            raise UserError("unknown objective", f"config.objective={other}", f"use one of {names}")
+
+
+def _check_language_model(config: ml_collections.ConfigDict):
+    model, stage = config.model, config.stage
+    if model.embed_dim % model.num_heads:
+        raise UserError(
+            f"config.model.num_heads={model.num_heads} does not divide embed_dim={model.embed_dim}",
+            "config.model",
+            "choose a number of heads that does",
+        )
+    if not 1 <= stage.num_coarse_quantizers <= stage.num_quantizers:
+        raise UserError(
+            f"config.stage.num_coarse_quantizers={stage.num_coarse_quantizers} of {stage.num_quantizers} levels",
+            "config.stage",
+            "choose 1 … num_quantizers",
+        )
+    if config.objective == "fine" and stage.num_coarse_quantizers == stage.num_quantizers:
+        raise UserError("no fine levels are left", "config.stage.num_coarse_quantizers", "train no fine stage")
+
+
+def build_input(config: ml_collections.ConfigDict, report) -> AudioInput | TokenInput:
+    """The training and held-out batches of `config.data_dir`.
+
+    Args:
+      config: of any objective.
+      report: called with one line for each recording that is left out.
+    """
+    if config.objective in LANGUAGE_MODELS:
+        from audiolm_jax.lm.objective import stage_from_config
+
+        return TokenInput(config, stage_from_config(config))
+    return AudioInput(config, report)

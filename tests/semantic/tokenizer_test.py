@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+
+from audiolm_jax.errors import UserError
+from audiolm_jax.semantic import tokenizer as tokenizers
+from audiolm_jax.semantic.kmeans import fit_clusters
+from audiolm_jax.semantic.tokenizer import SemanticTokenizer
+
+
+@pytest.fixture(scope="module")
+def encoder(config, objective, state, batch):
+    return SemanticTokenizer.from_weights(config, objective.weights(objective.warm_start(state, [batch], None)))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(config, encoder, batch):
+    clusters = fit_clusters(encoder, [(batch["wave_BW"], batch["lengths_B"])], 6, seed=0, layer=2)
+    return SemanticTokenizer.from_weights(config, {"params": encoder.params, "statistics": encoder.statistics}, clusters)
+
+
+def test_rates_and_sizes(encoder, tokenizer, batch):
+    assert (tokenizer.sample_rate, tokenizer.frame_rate, tokenizer.vocab_size) == (16_000, 25, 6)
+    z_BT = tokenizer.encode(batch["wave_BW"])
+    assert z_BT.shape == (4, 50) and z_BT.dtype == np.int32
+    assert set(np.unique(z_BT)) <= set(range(6)) and len(np.unique(z_BT)) > 1
+    assert encoder.features(batch["wave_BW"][:, :16_001]).shape == (4, 26, 16)
+    assert encoder.features(batch["wave_BW"][:, :0]).shape == (4, 0, 16)
+
+
+def test_each_row_is_that_clip_alone(tokenizer, batch):
+    garbage_BW = np.where(np.arange(32_000) < batch["lengths_B"][:, None], batch["wave_BW"], np.nan)
+    together_BTD = tokenizer.features(garbage_BW, batch["lengths_B"])
+    tokens_BT = tokenizer.encode(garbage_BW, batch["lengths_B"])
+    for b, length in enumerate(batch["lengths_B"]):
+        frames = -(-int(length) // 640)
+        alone_BTD = tokenizer.features(batch["wave_BW"][b : b + 1, :length])
+        assert alone_BTD.shape[1] == frames
+        np.testing.assert_allclose(together_BTD[b, :frames], alone_BTD[0], atol=1e-5)
+        np.testing.assert_array_equal(together_BTD[b, frames:], 0.0)
+        np.testing.assert_array_equal(tokens_BT[b, :frames], tokenizer.encode(batch["wave_BW"][b : b + 1, :length])[0])
+        np.testing.assert_array_equal(tokens_BT[b, frames:], 0)
+
+
+def test_tokens_are_the_nearest_normalised_centroids(tokenizer, batch):
+    x_BTD = tokenizer.features(batch["wave_BW"], layer=2)
+    clusters = {name: np.asarray(value) for name, value in tokenizer.clusters.items()}
+    normed_BTD = (x_BTD - clusters["mean"]) / clusters["std"]
+    expected_BT = np.square(normed_BTD[:, :, None] - clusters["centroids"]).sum(-1).argmin(-1)
+    np.testing.assert_array_equal(tokenizer.encode(batch["wave_BW"]), expected_BT)
+
+
+def test_layer_is_the_clusters_then_the_configs(encoder, tokenizer, batch):
+    at = lambda layer: encoder.features(batch["wave_BW"], layer=layer)
+    assert not np.allclose(at(2), at(3))
+    np.testing.assert_array_equal(encoder.features(batch["wave_BW"]), at(2))
+    np.testing.assert_array_equal(tokenizer.features(batch["wave_BW"]), at(2))
+    for layer in (-1, 4):
+        with pytest.raises(UserError, match="no such layer"):
+            at(layer)
+
+
+def test_an_encoder_without_clusters_says_what_to_run(encoder, batch):
+    with pytest.raises(UserError, match="audiolm fit-kmeans"):
+        encoder.encode(batch["wave_BW"])
+    with pytest.raises(UserError, match="audiolm fit-kmeans"):
+        _ = encoder.vocab_size
+
+
+def test_bad_waves_are_refused(tokenizer, batch):
+    wave_BW = batch["wave_BW"].copy()
+    wave_BW[1, 77] = np.inf
+    with pytest.raises(UserError, match="row 1, sample 77"):
+        tokenizer.encode(wave_BW)
+    assert tokenizer.encode(wave_BW, [32_000, 77, 0, 0]).shape == (4, 50)
+    with pytest.raises(UserError, match="lengths do not fit"):
+        tokenizer.encode(wave_BW[:1], [32_001])
+    with pytest.raises(UserError, match="not \\[B, W\\]"):
+        tokenizer.encode(wave_BW[0])
+
+
+def test_silence_has_features(encoder):
+    assert np.isfinite(encoder.features(np.zeros((1, 9_999)))).all()
+
+
+def test_few_lengths_are_compiled(encoder):
+    sizes = [tokenizers.bucket(frames) for frames in range(1, 2000)]
+    assert all(frames <= size for frames, size in zip(range(1, 2000), sizes))
+    assert all(size < 1.5 * frames for frames, size in zip(range(17, 2000), sizes[16:]))
+    assert len(set(sizes)) == 15
+    before = tokenizers._features._cache_size()
+    for num_samples in (20_000, 20_481, 25_000, 20_480 + 640):
+        encoder.features(np.zeros((3, num_samples)))
+    assert tokenizers._features._cache_size() == before + 2
