@@ -142,15 +142,17 @@ def usable(recordings: list[Recording], report: Callable[[str], None]) -> tuple[
     Raises:
       UserError: none is usable; where there was one alone, its own error.
     """
-    kept, seconds, errors = [], [], []
+    kept: list[Recording] = []
+    seconds: list[float] = []
+    refused: list[UserError] = []
     for recording in recordings:
         try:
             seconds.append(recording.seconds())
             kept.append(recording)
         except UserError as error:
-            errors.append(error)
-    for error in errors if kept else ():
-        report(f"left out: {error}")
+            refused.append(error)
     if recordings and not kept:
-        raise errors[0]
+        raise refused[0]
+    for reason in refused:
+        report(f"left out: {reason}")
     return kept, seconds

@@ -49,7 +49,8 @@ class Segment:
 
         Token i carries the offset (i mod num_levels) · codebook_size (AudioLM §3.3).
         """
-        codes_TQ = np.asarray(codes_TQ, np.int32).reshape(len(codes_TQ), -1)
+        codes_TQ = np.asarray(codes_TQ, np.int32)
+        codes_TQ = codes_TQ[:, None] if codes_TQ.ndim == 1 else codes_TQ
         codes_TQ = codes_TQ[:, self.first_level : self.first_level + self.num_levels]
         if self.deduplicate:
             codes_TQ = codes_TQ[run_starts(codes_TQ[:, 0])]

@@ -51,9 +51,10 @@ def fit_clusters(
         x_BTD = np.asarray(tokenizer.features(wave_BW, lengths_B, layer))
         mask_BT = np.arange(x_BTD.shape[1]) < np.asarray(tokenizer.num_frames(np.asarray(lengths_B)))[:, None]
         if running is None:
-            running, sample_MD = moments.empty(x_BTD.shape[-1]), np.zeros((0, x_BTD.shape[-1]), np.float32)
+            running = moments.empty(x_BTD.shape[-1])
+            sample_MD = np.empty((max_frames, x_BTD.shape[-1]), np.float32)
         running = add(running, x_BTD.reshape(-1, x_BTD.shape[-1]), mask_BT.reshape(-1))
-        sample_MD = _add_to_sample(generator, sample_MD, x_BTD[mask_BT], num_seen, max_frames)
+        _add_to_sample(generator, sample_MD, x_BTD[mask_BT], num_seen)
         num_seen += int(mask_BT.sum())
     if num_seen < num_clusters:
         raise UserError(

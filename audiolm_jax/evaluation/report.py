@@ -1,0 +1,135 @@
+"""One self-contained HTML file: tables, training curves, and recordings to hear and see."""
+
+import base64
+import dataclasses
+import importlib.resources
+import io
+from collections.abc import Sequence
+
+import jinja2
+import matplotlib.figure
+import numpy as np
+
+from audiolm_jax import audio, spectral
+
+ACCENT, MUTED = "#0b6e75", "#8a8f98"
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """One recording of the report.
+
+    Attributes:
+      title: what it is.
+      wave_W: samples.
+      sample_rate: Hz.
+      boundary: seconds at which the prompt ends and new audio begins; None where nothing does.
+    """
+
+    title: str
+    wave_W: np.ndarray
+    sample_rate: int
+    boundary: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        return len(self.wave_W) / self.sample_rate
+
+    def audio_uri(self) -> str:
+        """The samples as a FLAC data URI."""
+        return _uri("audio/flac", audio.encode_wav(self.wave_W, self.sample_rate, "FLAC"))
+
+    def picture_uri(self) -> str:
+        """Waveform and log-mel spectrogram, the boundary marked, as a PNG data URI."""
+        figure = matplotlib.figure.Figure(figsize=(6.4, 2.6), layout="constrained")
+        wave_axes, mel_axes = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
+        times = np.arange(len(self.wave_W)) / self.sample_rate
+        wave_axes.plot(times, self.wave_W, linewidth=0.4, color=ACCENT)
+        wave_axes.set(ylim=(-1, 1), yticks=(), xlim=(0, self.seconds))
+        hop = self.sample_rate // 100
+        mel_BTM = spectral.mel_spectrogram(np.float32(self.wave_W)[None], self.sample_rate, 4 * hop, hop, 64)
+        decibels_MT = 20 * np.log10(np.maximum(np.asarray(mel_BTM)[0].T, 1e-3))
+        mel_axes.imshow(
+            decibels_MT, origin="lower", aspect="auto", extent=(0, self.seconds, 0, 64), cmap="magma", vmin=-60, vmax=40
+        )
+        mel_axes.set(yticks=(), xlabel="seconds")
+        for axes in (wave_axes, mel_axes):
+            if self.boundary is not None:
+                axes.axvline(self.boundary, color="#3ddc84", linewidth=1.5)
+        return _figure_uri(figure)
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Recordings that belong together: an original and what was made of it."""
+
+    title: str
+    text: str
+    clips: Sequence[Clip]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of measured figures; each row as long as the header."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """One run's training curve.
+
+    Attributes:
+      title: of the plot.
+      label: of the vertical axis.
+      train, held_out: pairs of step and value.
+      floor: a value to beat, drawn as a dashed line with its name.
+    """
+
+    title: str
+    label: str
+    train: Sequence[tuple[int, float]]
+    held_out: Sequence[tuple[int, float]]
+    floor: tuple[str, float] | None = None
+
+    def picture_uri(self) -> str:
+        figure = matplotlib.figure.Figure(figsize=(4.2, 2.8), layout="constrained")
+        axes = figure.subplots()
+        for points, style in ((self.train, {"color": MUTED, "label": "training"}), (self.held_out, {"color": ACCENT, "marker": "o", "label": "held out"})):
+            if points:
+                axes.plot(*zip(*points, strict=True), linewidth=1.5, markersize=4, **style)
+        if self.floor is not None:
+            axes.axhline(self.floor[1], color="#b3261e", linestyle="--", linewidth=1, label=self.floor[0])
+        axes.set(title=self.title, xlabel="step", ylabel=self.label)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize="small")
+        return _figure_uri(figure)
+
+
+def render(
+    title: str,
+    introduction: str,
+    tables: Sequence[Table],
+    curves: Sequence[Curve],
+    groups: Sequence[Group],
+    commands: str,
+) -> str:
+    """The report as one HTML page that needs nothing else, no network either."""
+    template = importlib.resources.files(__package__).joinpath("report.html.j2").read_text()
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(template).render(
+        title=title, introduction=introduction, tables=tables, curves=curves, groups=groups, commands=commands
+    )
+
+
+def _figure_uri(figure: matplotlib.figure.Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return _uri("image/png", buffer.getvalue())
+
+
+def _uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

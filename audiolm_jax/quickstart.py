@@ -1,0 +1,316 @@
+"""The whole of AudioLM on a few minutes of recordings: train, tokenize, generate, measure, report.
+
+Every step leaves a finished folder behind, so a second run goes on where the first one stopped.
+"""
+
+import json
+import math
+import os
+import pathlib
+import time
+
+import ml_collections
+import numpy as np
+
+from audiolm_jax import audio, bundle, commands, files
+from audiolm_jax.config import load_config
+from audiolm_jax.data import manifest
+from audiolm_jax.data.token_dataset import TokenDataset
+from audiolm_jax.errors import UserError
+from audiolm_jax.evaluation.codec import codec_quality
+from audiolm_jax.evaluation.report import Clip, Curve, Group, Table, render
+from audiolm_jax.evaluation.unigram import unigram_losses
+from audiolm_jax.generate import AudioLM
+from audiolm_jax.lm.objective import stage_from_config
+from audiolm_jax.training.loop import train
+from audiolm_jax.training.metrics import FILE as METRICS_FILE
+from audiolm_jax.training.metrics import read_metrics
+
+SEMANTIC_LAYER = 3
+NUM_CLUSTERS = 64
+PROMPT_SECONDS, NEW_SECONDS, NUM_SAMPLES = 3.0, 3.0, 2
+PROMPTS_PER_SPEAKER = 2
+RECIPES = {
+    "codec": "soundstream_tiny",
+    "w2v_bert": "w2v_bert_tiny",
+    "semantic": "semantic_tiny",
+    "coarse": "coarse_tiny",
+    "fine": "fine_tiny",
+}
+STAGES = ("semantic", "coarse", "fine")
+
+
+def samples_folder() -> pathlib.Path:
+    """The recordings shipped beside the package."""
+    return pathlib.Path(__file__).resolve().parent.parent / "samples"
+
+
+def quickstart(workdir: str, input_path: str | None = None, steps_scale: float = 1.0) -> int:
+    """Runs everything; see the README.
+
+    Args:
+      workdir: folder of the results.
+      input_path: recordings; the shipped ones by default. Splits "validation" (lines held out of
+        training) and "prompt_unseen" (speakers held out) give the prompts.
+      steps_scale: multiplies each objective's training steps.
+
+    Returns:
+      exit status: 0, or 143 or 130 where a signal stopped a training (run again to go on).
+    """
+    start = time.monotonic()
+    if not 0 < steps_scale < float("inf"):
+        raise UserError("steps_scale out of range", steps_scale, "give more than 0")
+    recordings_path = _recordings_path(input_path)
+    prompts = choose_prompts(manifest.read_manifest(recordings_path))
+    folder = files.make_folder(workdir)
+    path = {name: str(folder / name) for name in (*RECIPES, "semantic_tokenizer", "tokens", "bundle")}
+
+    for name in ("codec", "w2v_bert"):
+        if status := train(_recipe(name, recordings_path, steps_scale), path[name]):
+            return status
+    if not os.path.isdir(path["semantic_tokenizer"]):
+        commands.fit_kmeans(
+            path["w2v_bert"], SEMANTIC_LAYER, recordings_path, NUM_CLUSTERS, 0, path["semantic_tokenizer"]
+        )
+    if not os.path.isdir(path["tokens"]):
+        commands.tokenize(path["codec"], path["semantic_tokenizer"], recordings_path, path["tokens"])
+    for name in STAGES:
+        if status := train(_recipe(name, path["tokens"], steps_scale), path[name]):
+            return status
+    if not os.path.isdir(path["bundle"]):
+        bundle.write_bundle({role: path[role] for role in ("codec", "semantic_tokenizer", *STAGES)}, path["bundle"])
+
+    results = _generate_and_measure(folder, recordings_path, prompts, time.monotonic() - start)
+    commands.report(f"quickstart: {(time.monotonic() - start) / 60:.1f} minutes")
+    print(json.dumps(results, indent=2))
+    print(f"report: {folder / 'report.html'}")
+    return 0
+
+
+def _recordings_path(input_path: str | None) -> str:
+    if input_path is not None:
+        return input_path
+    shipped = samples_folder() / "manifest.jsonl"
+    if not shipped.is_file():
+        raise UserError("the shipped recordings are not here", shipped, "run from a clone or give --input=PATH")
+    return str(shipped)
+
+
+def _recipe(name: str, data_dir: str, steps_scale: float) -> ml_collections.ConfigDict:
+    config = load_config(RECIPES[name])
+    config.data_dir = data_dir
+    config.num_train_steps = max(1, round(config.num_train_steps * steps_scale))
+    return config
+
+
+def choose_prompts(recordings: list[manifest.Recording]) -> list[manifest.Recording]:
+    """Held-out recordings to continue: for each speaker the first few that outlast prompt and continuation."""
+    chosen: list[manifest.Recording] = []
+    held_out = [r for r in recordings if r.split in ("validation", "prompt_unseen")]
+    for speaker in dict.fromkeys(recording.speaker for recording in held_out):
+        lines = [recording for recording in held_out if recording.speaker == speaker]
+        long = [line for line in lines if line.seconds() >= PROMPT_SECONDS + NEW_SECONDS]
+        chosen += (long or sorted(lines, key=lambda line: -line.seconds()))[:PROMPTS_PER_SPEAKER]
+    if not chosen:
+        raise UserError("no held-out recording to continue", "split validation", "add recordings")
+    return chosen
+
+
+def _generate_and_measure(folder: pathlib.Path, recordings_path: str, prompts, training_seconds: float) -> dict:
+    model = bundle.load_bundle(folder / "bundle")
+    common = {
+        "bundle": str(folder / "bundle"), "seed": 0, "ignore_end": False, "sampling": {}, "prompt_seconds": PROMPT_SECONDS,
+    }  # fmt: skip
+    paths = [str(prompt.path) for prompt in prompts]
+    generated = {
+        "continuations": commands.generate(
+            commands.GenerateOptions(
+                **common, mode="continuation", prompt=paths, seconds=NEW_SECONDS, num_samples=NUM_SAMPLES,
+                output=str(folder / "continuations"),
+            )
+        ),
+        "acoustic": commands.generate(
+            commands.GenerateOptions(
+                **common, mode="acoustic", prompt=paths, seconds=None, num_samples=1, output=str(folder / "acoustic")
+            )
+        ),
+        "unconditional": commands.generate(
+            commands.GenerateOptions(
+                **common, mode="unconditional", prompt=(), seconds=PROMPT_SECONDS + NEW_SECONDS, num_samples=NUM_SAMPLES,
+                output=str(folder / "unconditional"),
+            )
+        ),
+    }  # fmt: skip
+    results = {
+        "minutes": training_seconds / 60,
+        "codec": _codec_results(model, recordings_path),
+        "w2v_bert": _w2v_bert_results(folder),
+        "language_models": {name: _language_model_results(folder, name) for name in STAGES},
+        "generation": {mode: [_generation_results(folder / mode, e) for e in rows] for mode, rows in generated.items()},
+    }
+    files.write_bytes(folder / "results.json", (json.dumps(results, indent=2) + "\n").encode())
+    page = _report(folder, model, prompts, generated, results)
+    files.write_bytes(folder / "report.html", page.encode())
+    return {name: results[name] for name in ("minutes", "codec", "w2v_bert", "language_models")}
+
+
+def _codec_results(model: AudioLM, recordings_path: str) -> dict:
+    held_out = [r for r in manifest.read_manifest(recordings_path) if r.split == "validation"]
+    return codec_quality(model.codec, [recording.read(model.codec.sample_rate) for recording in held_out])
+
+
+def _last_evaluation(workdir: pathlib.Path) -> dict:
+    return [row for row in read_metrics(workdir / METRICS_FILE) if "eval_loss" in row][-1]
+
+
+def _w2v_bert_results(folder: pathlib.Path) -> dict[str, float]:
+    """Masked accuracy beside the most frequent target's share, and the targets' perplexity, on held-out lines."""
+    row = _last_evaluation(folder / "w2v_bert")
+    shares_K = np.array(row["eval_target_histogram"])
+    entropy = -np.sum(shares_K * np.log(np.maximum(shares_K, 1e-12)))
+    return {
+        "masked_accuracy": row["eval_masked_accuracy"],
+        "most_frequent_target": float(shares_K.max()),
+        "target_perplexity": float(np.exp(entropy)),
+    }
+
+
+def _language_model_results(folder: pathlib.Path, name: str) -> dict:
+    """Held-out loss of each level beside that of the training tokens' unigram, in nats a token."""
+    config = load_config(str(folder / name / "config.json"))
+    unigram_Q = unigram_losses(TokenDataset(config.data_dir), stage_from_config(config))
+    loss_Q = np.array(_last_evaluation(folder / name)["eval_level_loss"])
+    return {
+        "loss": float(loss_Q.mean()),
+        "unigram": float(unigram_Q.mean()),
+        "gain": float((unigram_Q - loss_Q).mean()),
+        "loss_per_level": loss_Q.tolist(),
+        "unigram_per_level": unigram_Q.tolist(),
+    }
+
+
+def _generation_results(folder: pathlib.Path, entry: dict) -> dict:
+    wave_W = audio.read(folder / entry["path"], 16_000)
+    new_W = wave_W[round(entry["prompt_seconds"] * 16_000) :]
+    return {
+        "path": entry["path"],
+        "seconds": entry["seconds"],
+        "ended": entry["ended"],
+        "peak": float(np.abs(wave_W).max()),
+        "level_db": 20 * math.log10(max(float(np.sqrt(np.mean(np.square(new_W)))), 1e-9)) if len(new_W) else None,
+    }
+
+
+def _report(folder: pathlib.Path, model: AudioLM, prompts, generated, results) -> str:
+    rate = model.codec.sample_rate
+    groups = []
+    for index, prompt in enumerate(prompts):
+        wave_W = prompt.read(rate)
+        rebuilt_W = np.asarray(model.codec.decode(np.asarray(model.codec.encode(wave_W[None]))))[0, : len(wave_W)]
+        clips = [Clip("Original", wave_W, rate), Clip("Codec reconstruction", rebuilt_W, rate)]
+        for entry in generated["continuations"][index * NUM_SAMPLES : (index + 1) * NUM_SAMPLES]:
+            continued_W = audio.read(folder / "continuations" / entry["path"], rate)
+            clips.append(Clip(f"Continuation {entry['sample'] + 1}", continued_W, rate, entry["prompt_seconds"]))
+        acoustic_W = audio.read(folder / "acoustic" / generated["acoustic"][index]["path"], rate)
+        clips.append(Clip("Acoustic generation", acoustic_W, rate))
+        unseen = "a speaker never heard in training" if prompt.split == "prompt_unseen" else "a held-out line"
+        groups.append(Group(f"{prompt.id}: {unseen}", prompt.text, clips))
+    unprompted = [
+        Clip(f"Sample {entry['sample'] + 1}", audio.read(folder / "unconditional" / entry["path"], rate), rate)
+        for entry in generated["unconditional"]
+    ]
+    groups.append(Group("Unconditional generation", "No prompt at all.", unprompted))
+    introduction = (
+        "A codec, a semantic tokenizer and three language models, all trained from nothing on a few minutes of "
+        "recordings in a few minutes on a processor: enough to hear that every part does its work, far from enough to "
+        "say words. The paper trains on 60,000 hours."
+    )
+    return render(
+        "AudioLM quickstart", introduction, _tables(results), _curves(folder, results), groups, _commands_to_go_on(folder)
+    )
+
+
+def _tables(results: dict) -> list[Table]:
+    codec, bert = results["codec"], results["w2v_bert"]
+    levels = list(enumerate(zip(codec["codebook_perplexity"], codec["codes_used"], strict=True), 1))
+    stages = results["language_models"]
+    return [
+        Table(
+            "Codec on held-out lines",
+            ("log-mel distance", "of silence", "of noise as loud", "SI-SDR"),
+            [
+                [f"{codec[f'log_mel_distance{other}']:.3f}" for other in ("", "_silence", "_noise")]
+                + [f"{codec['si_sdr']:.1f} dB"]
+            ],
+        ),
+        Table(
+            "Codebook use on held-out lines",
+            ("level", *(str(level) for level, _ in levels)),
+            [
+                ["perplexity", *(f"{perplexity:.0f}" for _, (perplexity, _) in levels)],
+                ["codes used", *(str(used) for _, (_, used) in levels)],
+            ],
+        ),
+        Table(
+            "Semantic encoder on held-out lines",
+            ("masked accuracy", "most frequent target's share", "target perplexity"),
+            [[f"{bert['masked_accuracy']:.3f}", f"{bert['most_frequent_target']:.3f}", f"{bert['target_perplexity']:.1f}"]],
+        ),
+        Table(
+            "Language models on held-out lines, nats a token",
+            ("stage", "loss", "unigram", "gain"),
+            [[name, *(f"{stage[key]:.3f}" for key in ("loss", "unigram", "gain"))] for name, stage in stages.items()],
+            "Means over the levels of the stage's target; the unigram is counted on the training tokens, with one added.",
+        ),
+        Table(
+            "Generated",
+            ("file", "seconds", "ended", "peak", "level of the new audio"),
+            [
+                [
+                    f"{mode}/{row['path']}",
+                    f"{row['seconds']:.2f}",
+                    "yes" if row["ended"] else "no",
+                    f"{row['peak']:.2f}",
+                    "–" if row["level_db"] is None else f"{row['level_db']:.1f} dB",
+                ]
+                for mode, rows in results["generation"].items()
+                for row in rows
+            ],
+        ),
+    ]
+
+
+def _curves(folder: pathlib.Path, results: dict) -> list[Curve]:
+    labels = {"codec": "spectral loss", "w2v_bert": "loss"}
+    train_names = {"codec": "reconstruction"}
+    curves = []
+    for name in RECIPES:
+        rows = read_metrics(folder / name / METRICS_FILE)
+        train_name = train_names.get(name, "loss")
+        floor = ("unigram", results["language_models"][name]["unigram"]) if name in STAGES else None
+        curves.append(
+            Curve(
+                title=RECIPES[name],
+                label=labels.get(name, "nats a token"),
+                train=[(row["step"], row[train_name]) for row in rows if train_name in row],
+                held_out=[(row["step"], row["eval_loss"]) for row in rows if "eval_loss" in row],
+                floor=floor,
+            )
+        )
+    return curves
+
+
+def _commands_to_go_on(folder: pathlib.Path) -> str:
+    return f"""# continue your own recording
+audiolm generate --bundle={folder}/bundle --mode=continuation --prompt=YOUR.wav --seconds=3 --num_samples=3 --output=out
+
+# another seed, bolder sampling, another mode
+audiolm generate --bundle={folder}/bundle --mode=acoustic --prompt=YOUR.wav --seed=1 --temperature=1.0 --output=out
+audiolm generate --bundle={folder}/bundle --mode=unconditional --seconds=6 --top_k=50 --output=out
+
+# train longer: the same workdir resumes
+audiolm train --config=coarse_tiny --workdir={folder}/coarse --config.data_dir={folder}/tokens --config.num_train_steps=5000
+
+# on your own recordings, in the paper's sizes: see "Walk-through" in the README
+audiolm train --config=soundstream_base --workdir=runs/codec --config.data_dir=RECORDINGS
+"""
