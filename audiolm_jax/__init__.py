@@ -13,7 +13,7 @@ _PUBLIC = {
     "Sampling": "audiolm_jax.lm.sampling",
     "UserError": "audiolm_jax.errors",
 }
-__all__ = ["__version__", *_PUBLIC]
+__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
 
 
 def __getattr__(name: str):

@@ -78,7 +78,9 @@ def _open(path: pathlib.Path, function):
     except OSError as error:
         raise UserError(f"recording cannot be read ({error.strerror})", path, "check its permissions") from error
     except (soundfile.SoundFileError, RuntimeError) as error:
-        raise UserError(f"not audio that can be read ({error})".replace(str(path), path.name), path, READABLE) from error
+        raise UserError(
+            f"not audio that can be read ({error})".replace(str(path), path.name), path, READABLE
+        ) from error
 
 
 def encode_wav(wave_W: np.ndarray, sample_rate: int, file_format: str = "WAV") -> bytes:

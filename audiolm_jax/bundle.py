@@ -1,7 +1,7 @@
 """Loading parts as models, and the bundle: all parts of one AudioLM in a self-contained folder.
 
-    BUNDLE/audiolm.json               format version; config and fingerprint of each part
-    BUNDLE/{codec,semantic_tokenizer,semantic,coarse,fine}/   exported parts
+BUNDLE/audiolm.json               format version; config and fingerprint of each part
+BUNDLE/{codec,semantic_tokenizer,semantic,coarse,fine}/   exported parts
 """
 
 import json
@@ -141,7 +141,8 @@ def check_fit(parts: dict[str, Part], where: str | pathlib.Path):
         stage, tokens = parts[role].config.stage, parts[role].settings.get("tokens", {})
         for name, value in facts.items():
             if stage[name] != value:
-                raise UserError(f"{role} does not fit: its {name} is {stage[name]}, not {value}", where, "use parts of one run")
+                mismatch = f"its {name} is {stage[name]}, not {value}"
+                raise UserError(f"{role} does not fit: {mismatch}", where, "use parts of one run")
         for tokenizer_role, fingerprint in fingerprints.items():
             if tokens.get(tokenizer_role) != fingerprint:
                 raise UserError(
@@ -150,7 +151,8 @@ def check_fit(parts: dict[str, Part], where: str | pathlib.Path):
                     "use the parts that made its tokens",
                 )
     if "fine" in parts and parts["fine"].config.stage.num_coarse_quantizers != coarse.num_coarse_quantizers:
-        raise UserError("fine does not fit: its num_coarse_quantizers is not the coarse stage's", where, "use parts of one run")
+        mismatch = "its num_coarse_quantizers is not the coarse stage's"
+        raise UserError(f"fine does not fit: {mismatch}", where, "use parts of one run")
 
 
 def _read(role: str, path: str | pathlib.Path) -> Part:

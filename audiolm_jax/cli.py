@@ -87,15 +87,16 @@ def _fail(message: str, status: int) -> NoReturn:
 def _run(arguments: list[str]) -> int:
     parser = _build_parser()
     options, rest = parser.parse_known_args(arguments)
-    if rest and not (options.takes_overrides and all(r.startswith("--config.") for r in rest)):
-        raise UserError("unknown argument", next(r for r in rest if not r.startswith("--config.")) if options.takes_overrides else rest[0], f"see `audiolm {options.command} --help`")
+    unknown = [r for r in rest if not (options.takes_overrides and r.startswith("--config."))]
+    if unknown:
+        raise UserError("unknown argument", unknown[0], f"see `audiolm {options.command} --help`")
     return options.function(options, rest) or 0
 
 
 def _build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="audiolm",
-        description="AudioLM in JAX: train its parts, put them together, continue audio. No text, no scores, only audio.",
+        description="AudioLM in JAX: train its parts, put them together, continue audio. No text, only audio.",
         epilog="Begin with `audiolm quickstart --workdir=runs/quickstart`. Every command has its own --help.",
     )
     parser.add_argument("--version", action="version", version=f"audiolm_jax {__version__}")
@@ -150,7 +151,7 @@ def _add_training(command):
         "Train any objective: SoundStream, w2v-BERT, or the semantic, coarse or fine language model.",
         "Run again with the same workdir, it resumes. Change fields by --config.FIELD=VALUE, e.g.\n"
         "  audiolm train --config=soundstream_tiny --workdir=runs/codec --config.data_dir=samples\n"
-        "  audiolm train --config=coarse_tiny --workdir=runs/coarse --config.data_dir=runs/tokens --config.batch_size=4\n\n"
+        "  audiolm train --config=fine_tiny --workdir=runs/fine --config.data_dir=runs/tokens --config.batch_size=4\n\n"
         f"Shipped configs: {', '.join(shipped_configs())}",
         takes_overrides=True,
     )
@@ -174,7 +175,7 @@ def _add_tokenizing(command):
         "Fit k-means on a layer of an encoder: the semantic tokenizer.",
         "Normalises every dimension over the training split, then clusters the frames.",
     )
-    added.add_argument("--encoder", required=True, metavar="DIR", help="w2v-BERT: training workdir, checkpoint or export")
+    added.add_argument("--encoder", required=True, metavar="DIR", help="w2v-BERT: workdir, checkpoint or export")
     added.add_argument("--layer", required=True, type=int, help="hidden state to cluster; 0 is the first block's input")
     added.add_argument("--input", required=True, metavar="PATH", help="folder, recording or .jsonl manifest")
     added.add_argument("--num_clusters", required=True, type=int, metavar="K", help="semantic tokens (the paper: 1024)")
@@ -186,7 +187,7 @@ def _add_tokenizing(command):
         "Recordings to a token dataset: semantic and acoustic tokens in a TFDS dataset (ArrayRecord).",
         "Reads WAV, FLAC, MP3, Ogg at any rate and channel count. Run again after a crash, it goes on.",
     )
-    added.add_argument("--codec", required=True, metavar="DIR", help="SoundStream: training workdir, checkpoint or export")
+    added.add_argument("--codec", required=True, metavar="DIR", help="SoundStream: workdir, checkpoint or export")
     added.add_argument("--semantic_tokenizer", required=True, metavar="DIR", help="made by `audiolm fit-kmeans`")
     added.add_argument("--input", required=True, metavar="PATH", help="folder, recording or .jsonl manifest")
     added.add_argument("--output", required=True, metavar="DIR", help="new folder of the dataset")
@@ -208,7 +209,7 @@ def _tokenize(options, _):
 
 def _add_codec(command):
     added = command("encode", _encode, "A recording to codec tokens (NPZ: codes [T, Q], sample_rate, num_samples).")
-    added.add_argument("--codec", required=True, metavar="DIR", help="SoundStream: training workdir, checkpoint or export")
+    added.add_argument("--codec", required=True, metavar="DIR", help="SoundStream: workdir, checkpoint or export")
     added.add_argument("--input", required=True, metavar="WAV", help="recording")
     added.add_argument("--output", required=True, metavar="NPZ", help="file to write")
     added.add_argument("--num_quantizers", type=int, metavar="n", help="levels to keep (default: all)")

@@ -6,7 +6,8 @@ import os
 import pathlib
 import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tqdm
@@ -77,14 +78,14 @@ def tokenize(codec: str, semantic_tokenizer: str, input_path: str, output: str):
     """Recordings → token dataset; see `data.tokenize.tokenize`."""
     files.refuse_existing(output)
     parts = {"codec": read_part(codec), "semantic_tokenizer": read_part(semantic_tokenizer)}
-    models = bundle.load_codec(codec), bundle.load_semantic_tokenizer(semantic_tokenizer)
-    if models[0].sample_rate != models[1].sample_rate:
-        rates = f"{models[0].sample_rate} and {models[1].sample_rate} Hz"
+    codec_model, tokenizer_model = bundle.load_codec(codec), bundle.load_semantic_tokenizer(semantic_tokenizer)
+    if codec_model.sample_rate != tokenizer_model.sample_rate:
+        rates = f"{codec_model.sample_rate} and {tokenizer_model.sample_rate} Hz"
         raise UserError("codec and semantic tokenizer have different sample rates", rates, "use parts of one rate")
-    models[1].vocab_size  # noqa: B018  An encoder without clusters says so before any work is done.
+    tokenizer_model.vocab_size  # noqa: B018  An encoder without clusters says so before any work is done.
     fingerprints = {role: part.fingerprint() for role, part in parts.items()}
     recordings = manifest.read_manifest(input_path)
-    tokenize_recordings(recordings, *models, fingerprints, output, report)
+    tokenize_recordings(recordings, codec_model, tokenizer_model, fingerprints, output, report)
 
 
 def encode(codec: str, input_path: str, output: str, num_quantizers: int | None):
@@ -111,7 +112,9 @@ def decode(codec: str, input_path: str, output: str):
             codes_TQ, num_samples = archive["codes"], int(archive["num_samples"])
             fingerprint = str(archive["fingerprint"])
     except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"not codes of ours ({error})", input_path, "give an NPZ written by `audiolm encode`") from error
+        raise UserError(
+            f"not codes of ours ({error})", input_path, "give an NPZ written by `audiolm encode`"
+        ) from error
     if read_part(codec).fingerprint() != fingerprint:
         raise UserError("codes were made by another codec", input_path, "decode with the codec that encoded")
     model = bundle.load_codec(codec)
@@ -124,24 +127,25 @@ class GenerateOptions:
     """Options of `audiolm generate`, as on the command line.
 
     Attributes:
-      bundle, mode, prompt, prompt_seconds, seconds, num_samples, seed, ignore_end, output: as `--help` says.
+      bundle, mode, output, prompt, prompt_seconds, seconds, num_samples, seed, ignore_end: as `--help` says.
       sampling: settings given for each stage, by name; None leaves the paper's.
+      batch_rows: how many rows are generated at once.
     """
 
     bundle: str
     mode: str
-    prompt: Sequence[str]
-    prompt_seconds: float
-    seconds: float | None
-    num_samples: int
-    seed: int
-    ignore_end: bool
     output: str
-    sampling: dict[str, dict[str, float | int | None]]
+    prompt: Sequence[str] = ()
+    prompt_seconds: float = 3.0
+    seconds: float | None = None
+    num_samples: int = 1
+    seed: int = 0
+    ignore_end: bool = False
+    sampling: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     batch_rows: int = 16
 
 
-def generate(options: GenerateOptions) -> list[dict[str, object]]:
+def generate(options: GenerateOptions) -> list[dict[str, Any]]:
     """Generates and writes WAVs and `generation.json`; returns the latter's entries."""
     check_request(options.mode, bool(options.prompt), options.seconds, options.num_samples)
     if not 0 < options.prompt_seconds < float("inf"):
@@ -156,7 +160,7 @@ def generate(options: GenerateOptions) -> list[dict[str, object]]:
     }
     folder = files.make_folder(options.output)
     names = _unique_stems(paths) if prompts else ["unconditional"]
-    entries: list[dict[str, object]] = []
+    entries: list[dict[str, Any]] = []
     size = max(1, options.batch_rows // options.num_samples)
     settings = {name: dataclasses.asdict(stage) for name, stage in sampling.items()}
     for first in tqdm.trange(0, len(names), size, desc="generate", unit="batch"):
@@ -183,11 +187,11 @@ def generate(options: GenerateOptions) -> list[dict[str, object]]:
     return entries
 
 
-def _given(settings: dict[str, float | int | None]) -> dict[str, float | int]:
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def _entry(name, prompt, prompt_length, sample, row, result: Generation, options, settings) -> dict[str, object]:
+def _entry(name, prompt, prompt_length, sample, row, result: Generation, options, settings) -> dict[str, Any]:
     return {
         "path": name,
         "mode": options.mode,

@@ -37,8 +37,15 @@ def _common(objective: str) -> ml_collections.ConfigDict:
 
 def _optimizer(**fields) -> ml_collections.ConfigDict:
     """`schedule`: "constant", "rsqrt" or "cosine", after `warmup_steps` of linear warm-up."""
-    optimizer = {"learning_rate": 1e-3, "schedule": "constant", "warmup_steps": 0, "beta1": 0.9, "beta2": 0.999,
-                 "weight_decay": 0.0, "clip_norm": 0.0}
+    optimizer = {
+        "learning_rate": 1e-3,
+        "schedule": "constant",
+        "warmup_steps": 0,
+        "beta1": 0.9,
+        "beta2": 0.999,
+        "weight_decay": 0.0,
+        "clip_norm": 0.0,
+    }
     return ml_collections.ConfigDict({**optimizer, **fields})
 
 
@@ -50,22 +57,49 @@ def soundstream_config() -> ml_collections.ConfigDict:
     config = _common("soundstream")
     config.batch_size = 128
     config.crop_seconds = 2.0
-    config.model = ml_collections.ConfigDict({
-        "sample_rate": 16_000, "channels": 32, "strides": (2, 4, 5, 8), "embed_dim": 64,
-        "num_quantizers": 12, "codebook_size": 1024,
-    })
-    config.quantizer = ml_collections.ConfigDict({
-        "decay": 0.99, "dead_code_threshold": 2.0, "dead_code_share": 0.1, "commitment_weight": 1.0,
-        "dropout": True, "kmeans_iterations": 20, "kmeans_frames_per_code": 10,
-    })
-    config.discriminator = ml_collections.ConfigDict({
-        "waveform_channels": (16, 64, 256, 1024, 1024, 1024), "waveform_scales": 3, "waveform_group_width": 4,
-        "stft_channels": 32, "stft_window": 1024, "stft_hop": 256, "start_step": 0,
-    })
-    config.loss = ml_collections.ConfigDict({
-        "adversarial_weight": 1.0, "feature_weight": 100.0, "reconstruction_weight": 1.0,
-        "waveform_weight": 0.0, "num_mels": 64, "min_log2_window": 6, "max_log2_window": 11,
-    })
+    config.model = ml_collections.ConfigDict(
+        {
+            "sample_rate": 16_000,
+            "channels": 32,
+            "strides": (2, 4, 5, 8),
+            "embed_dim": 64,
+            "num_quantizers": 12,
+            "codebook_size": 1024,
+        }
+    )
+    config.quantizer = ml_collections.ConfigDict(
+        {
+            "decay": 0.99,
+            "dead_code_threshold": 2.0,
+            "dead_code_share": 0.1,
+            "commitment_weight": 1.0,
+            "dropout": True,
+            "kmeans_iterations": 20,
+            "kmeans_frames_per_code": 10,
+        }
+    )
+    config.discriminator = ml_collections.ConfigDict(
+        {
+            "waveform_channels": (16, 64, 256, 1024, 1024, 1024),
+            "waveform_scales": 3,
+            "waveform_group_width": 4,
+            "stft_channels": 32,
+            "stft_window": 1024,
+            "stft_hop": 256,
+            "start_step": 0,
+        }
+    )
+    config.loss = ml_collections.ConfigDict(
+        {
+            "adversarial_weight": 1.0,
+            "feature_weight": 100.0,
+            "reconstruction_weight": 1.0,
+            "waveform_weight": 0.0,
+            "num_mels": 64,
+            "min_log2_window": 6,
+            "max_log2_window": 11,
+        }
+    )
     config.optimizer = _optimizer(learning_rate=1e-4, beta1=0.5, beta2=0.9)
     config.discriminator_optimizer = _optimizer(learning_rate=1e-4, beta1=0.5, beta2=0.9)
     return config
@@ -77,19 +111,66 @@ def w2v_bert_config() -> ml_collections.ConfigDict:
     config.num_train_steps = 400_000
     config.batch_size = 2048
     config.crop_seconds = 30.0
-    config.model = ml_collections.ConfigDict({
-        "sample_rate": 16_000, "num_mels": 80, "subsampling_channels": 128, "embed_dim": 1024, "mlp_dim": 4096,
-        "num_heads": 8, "conv_kernel": 5, "num_contrastive_layers": 12, "num_masked_layers": 12,
-        "dropout_rate": 0.1, "codebook_size": 1024, "codebook_dim": 1024, "noise_scale": 0.1, "default_layer": 19,
-        "dtype": "bfloat16", "remat": "full",
-    })
+    config.model = ml_collections.ConfigDict(
+        {
+            "sample_rate": 16_000,
+            "num_mels": 80,
+            "subsampling_channels": 128,
+            "embed_dim": 1024,
+            "mlp_dim": 4096,
+            "num_heads": 8,
+            "conv_kernel": 5,
+            "num_contrastive_layers": 12,
+            "num_masked_layers": 12,
+            "dropout_rate": 0.1,
+            "codebook_size": 1024,
+            "codebook_dim": 1024,
+            "noise_scale": 0.1,
+            "default_layer": 19,
+            "dtype": "bfloat16",
+            "remat": "full",
+        }
+    )
     config.statistics_batches = 8
     config.masking = ml_collections.ConfigDict({"start_probability": 0.065, "span": 10})
-    config.loss = ml_collections.ConfigDict({
-        "contrastive_weight": 1.0, "masked_weight": 1.0, "diversity_weight": 0.1, "num_distractors": 100,
-        "contrastive_temperature": 0.1, "gumbel_start": 2.0, "gumbel_end": 0.5, "gumbel_decay": 0.999995,
-    })
+    config.loss = ml_collections.ConfigDict(
+        {
+            "contrastive_weight": 1.0,
+            "masked_weight": 1.0,
+            "diversity_weight": 0.1,
+            "num_distractors": 100,
+            "contrastive_temperature": 0.1,
+            "gumbel_start": 2.0,
+            "gumbel_end": 0.5,
+            "gumbel_decay": 0.999995,
+        }
+    )
     config.optimizer = _optimizer(learning_rate=2e-3, schedule="rsqrt", warmup_steps=25_000, beta2=0.98, clip_norm=1.0)
+    return config
+
+
+def tiny_w2v_bert_config() -> ml_collections.ConfigDict:
+    """A w2v-BERT that two CPU cores train in about two minutes on ten minutes of audio.
+
+    Beside its size it differs from XL in what a few hundred steps need: spans of 200 ms rather than 400 ms, a stronger
+    diversity loss, a Gumbel temperature that reaches its floor within 150 steps, no dropout.
+    """
+    config = w2v_bert_config()
+    config.num_train_steps = 600
+    config.batch_size = 8
+    config.crop_seconds = 4.0
+    config.log_every_steps = 20
+    config.eval_every_steps = 200
+    config.checkpoint_every_steps = 200
+    config.model.update({
+        "subsampling_channels": 16, "embed_dim": 128, "mlp_dim": 256, "num_heads": 4, "num_contrastive_layers": 2,
+        "num_masked_layers": 2, "dropout_rate": 0.0, "codebook_size": 64, "codebook_dim": 64, "default_layer": 3,
+        "dtype": "float32", "remat": "none",
+    })
+    config.masking.update({"start_probability": 0.1, "span": 5})
+    config.loss.update({"diversity_weight": 0.5, "num_distractors": 20, "gumbel_decay": 0.99})
+    config.optimizer.update({"learning_rate": 3e-3, "schedule": "cosine", "warmup_steps": 40})
+    config.input.update({"num_threads": 2, "prefetch_batches": 2})
     return config
 
 
@@ -100,15 +181,32 @@ def language_model_config(stage: str) -> ml_collections.ConfigDict:
       stage: "semantic", "coarse" or "fine".
     """
     config = _common(stage)
-    config.stage = ml_collections.ConfigDict({
-        "num_clusters": 1024, "codebook_size": 1024, "num_quantizers": 12, "num_coarse_quantizers": 4,
-        "semantic_rate": 25, "acoustic_rate": 50, "deduplicate": True,
-        "crop_seconds": {"semantic": 30.0, "coarse": 10.0, "fine": 3.0}[stage],
-    })
-    config.model = ml_collections.ConfigDict({
-        "num_layers": 12, "num_heads": 16, "embed_dim": 1024, "mlp_dim": 4096, "gated_mlp": False,
-        "dropout_rate": 0.1, "num_buckets": 32, "max_distance": 128, "dtype": "bfloat16", "remat": "none",
-    })
+    config.stage = ml_collections.ConfigDict(
+        {
+            "num_clusters": 1024,
+            "codebook_size": 1024,
+            "num_quantizers": 12,
+            "num_coarse_quantizers": 4,
+            "semantic_rate": 25,
+            "acoustic_rate": 50,
+            "deduplicate": True,
+            "crop_seconds": {"semantic": 30.0, "coarse": 10.0, "fine": 3.0}[stage],
+        }
+    )
+    config.model = ml_collections.ConfigDict(
+        {
+            "num_layers": 12,
+            "num_heads": 16,
+            "embed_dim": 1024,
+            "mlp_dim": 4096,
+            "gated_mlp": False,
+            "dropout_rate": 0.1,
+            "num_buckets": 32,
+            "max_distance": 128,
+            "dtype": "bfloat16",
+            "remat": "none",
+        }
+    )
     config.z_loss = 1e-4
     config.optimizer = _optimizer(
         learning_rate=3e-4, schedule="cosine", warmup_steps=10_000, beta2=0.98, weight_decay=0.01, clip_norm=1.0
@@ -124,28 +222,40 @@ def tiny_language_model_config(stage: str) -> ml_collections.ConfigDict:
     config.log_every_steps = 10
     config.eval_every_steps = 50
     config.checkpoint_every_steps = 100
-    config.stage.update({
-        "num_clusters": 64, "codebook_size": 256, "num_quantizers": 6, "num_coarse_quantizers": 2,
-        "crop_seconds": {"semantic": 10.0, "coarse": 5.0, "fine": 1.5}[stage],
-    })
-    config.model.update({
-        "num_layers": 3, "num_heads": 4, "embed_dim": 128, "mlp_dim": 512, "dtype": "float32", "dropout_rate": 0.1,
-    })
+    config.stage.update(
+        {
+            "num_clusters": 64,
+            "codebook_size": 256,
+            "num_quantizers": 6,
+            "num_coarse_quantizers": 2,
+            "crop_seconds": {"semantic": 10.0, "coarse": 5.0, "fine": 1.5}[stage],
+        }
+    )
+    config.model.update(
+        {
+            "num_layers": 3,
+            "num_heads": 4,
+            "embed_dim": 128,
+            "mlp_dim": 512,
+            "dtype": "float32",
+            "dropout_rate": 0.1,
+        }
+    )
     config.optimizer.update({"learning_rate": 2e-3, "warmup_steps": 30})
     config.input.update({"num_threads": 2, "prefetch_batches": 2})
     return config
 
 
-def config_folder() -> pathlib.Path:
-    """The folder of the shipped recipes: inside an installed wheel, beside the package in a checkout."""
+def shipped_folder(name: str) -> pathlib.Path:
+    """`configs` or `samples`: inside an installed wheel, beside the package in a checkout."""
     package = pathlib.Path(__file__).resolve().parent
-    inside = package / "configs"
-    return inside if inside.is_dir() else package.parent / "configs"
+    inside = package / name
+    return inside if inside.is_dir() else package.parent / name
 
 
 def shipped_configs() -> list[str]:
     """Names of the recipes that come with the package."""
-    return sorted(path.stem for path in config_folder().glob("*.py") if not path.stem.startswith("_"))
+    return sorted(path.stem for path in shipped_folder("configs").glob("*.py") if not path.stem.startswith("_"))
 
 
 def load_config(file_or_name: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
@@ -160,7 +270,7 @@ def load_config(file_or_name: str, overrides: Sequence[str] = ()) -> ml_collecti
     """
     path = pathlib.Path(file_or_name)
     if path.suffix not in (".py", ".json"):
-        path = config_folder() / f"{file_or_name}.py"
+        path = shipped_folder("configs") / f"{file_or_name}.py"
         if not path.is_file():
             close = difflib.get_close_matches(file_or_name, shipped_configs(), 1)
             hint = f"did you mean {close[0]}?" if close else f"choose a file or one of {', '.join(shipped_configs())}"
@@ -175,6 +285,7 @@ def _read_recipe(path: pathlib.Path) -> ml_collections.ConfigDict:
         if path.suffix == ".json":
             return from_json(path.read_text())
         spec = importlib.util.spec_from_file_location(f"audiolm_recipe_{path.stem}", path)
+        assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         config = module.get_config()

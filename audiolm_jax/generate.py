@@ -12,7 +12,7 @@ import math
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from audiolm_jax.lm.stages import Stage
 from audiolm_jax.lm.transformer import TransformerConfig
 from audiolm_jax.semantic.tokenizer import SemanticTokenizer
 
-Mode = Literal["continuation", "acoustic", "unconditional"]
+MODES = ("continuation", "acoustic", "unconditional")
 # Of a window's crop, how much is the end of the window before (SPEC: coarse 3 of 10 s, semantic 15 of 30 s).
 CARRIED = {"semantic": 0.5, "coarse": 0.3}
 DEFAULT_SECONDS = 10.0
@@ -37,8 +37,8 @@ END_SLACK = 1.25
 
 def check_request(mode: str, has_prompt: bool, seconds: float | None, num_samples: int):
     """Raises a UserError where the arguments of `AudioLM.generate` contradict each other."""
-    if mode not in get_args(Mode):
-        raise UserError("unknown mode", mode, f"use one of {', '.join(get_args(Mode))}")
+    if mode not in MODES:
+        raise UserError("unknown mode", mode, f"use one of {', '.join(MODES)}")
     if mode == "unconditional" and has_prompt:
         raise UserError("a prompt is refused", f"mode {mode}", "leave it out or choose another mode")
     if mode != "unconditional" and not has_prompt:
@@ -150,7 +150,7 @@ class AudioLM:
     def generate(
         self,
         prompt_BW: np.ndarray | None = None,
-        mode: Mode = "continuation",
+        mode: str = "continuation",
         seconds: float | None = None,
         num_samples: int = 1,
         seed: int = 0,
@@ -178,7 +178,7 @@ class AudioLM:
         seconds = DEFAULT_SECONDS if seconds is None else seconds
         clock = _Clock()
         rows = self._start(prompt_BW, lengths_B, mode, seconds, num_samples, seed, not ignore_end)
-        settings = {name: (sampling or {}).get(name) or Sampling(lm.stage.temperature) for name, lm in self.stages.items()}
+        settings = {name: Sampling(lm.stage.temperature) for name, lm in self.stages.items()} | (sampling or {})
         if mode != "acoustic":
             self._continue_semantic(rows, settings["semantic"], clock)
         self._continue_coarse(rows, settings["coarse"], clock)
@@ -235,18 +235,19 @@ class AudioLM:
         run_length = self.mean_run_length if segment.deduplicate else 1.0
         limit = segment.max_tokens(lm.stage.crop_seconds)
         carried = int(limit * CARRIED["semantic"])
-        wanted = [math.ceil((math.ceil(r.total_frames / self._frames_per_token) - len(r.semantic)) / run_length) for r in rows]
+        missing = [math.ceil(row.total_frames / self._frames_per_token) - len(row.semantic) for row in rows]
+        wanted = [math.ceil(frames / run_length) for frames in missing]
         sampled: list[np.ndarray] = [np.zeros(0, np.int32) for _ in rows]
         before = [segment.flatten(row.semantic) for row in rows]
         window = 0
         while any(count > 0 for count in wanted):
             prefixes, counts = [], []
-            for row, (context, new, count) in enumerate(zip(before, sampled, wanted, strict=True)):
+            for context, new, count in zip(before, sampled, wanted, strict=True):
                 tokens = np.concatenate([context, new])
                 if len(tokens) + count > limit:
                     tokens = tokens[-carried:]
                 prefixes.append(lm.stage.prefix(None, tokens))
-                counts.append(max(0, min(wanted[row], limit - len(tokens))))
+                counts.append(max(0, min(count, limit - len(tokens))))
             codes, ended = self._decode(lm, rows, prefixes, counts, [r.may_end for r in rows], window, sampling, clock)
             for i, row in enumerate(rows):
                 sampled[i] = np.concatenate([sampled[i], codes[i][:, 0]])
@@ -264,7 +265,8 @@ class AudioLM:
     def _continue_coarse(self, rows: list[_Row], sampling: Sampling, clock: _Clock):
         """Stage 2: continues each row's coarse acoustic tokens, given its semantic tokens."""
         lm = self.stages["coarse"]
-        levels, condition, ratio = lm.stage.target.num_levels, lm.stage.condition, self._frames_per_token
+        condition, target, ratio = lm.stage.condition, lm.stage.target, self._frames_per_token
+        assert condition is not None
         limit = round(lm.stage.crop_seconds * self.codec.frame_rate)
         carried = int(limit * CARRIED["coarse"]) // ratio * ratio
         window = 0
@@ -277,13 +279,12 @@ class AudioLM:
                 stop = min(row.total_frames, start + limit)
                 last = stop == row.total_frames
                 semantic_T = row.semantic[start // ratio : None if last else math.ceil(stop / ratio)]
-                coarse_TQ = row.acoustic[start:, :levels]
-                prefixes.append(lm.stage.prefix(condition.flatten(semantic_T), lm.stage.target.flatten(coarse_TQ)))
+                prefixes.append(lm.stage.prefix(condition.flatten(semantic_T), target.flatten(row.acoustic[start:])))
                 counts.append(max(0, stop - done))
                 ends.append(row.ended and last)
             codes, ended = self._decode(lm, rows, prefixes, counts, ends, window, sampling, clock)
             for row, codes_TQ, has_ended in zip(rows, codes, ended, strict=True):
-                unfilled = np.zeros((len(codes_TQ), self.codec.num_quantizers - levels), np.int32)
+                unfilled = np.zeros((len(codes_TQ), self.codec.num_quantizers - target.num_levels), np.int32)
                 row.acoustic = np.concatenate([row.acoustic, np.concatenate([codes_TQ, unfilled], axis=1)])
                 if has_ended:
                     row.total_frames = len(row.acoustic)
@@ -293,6 +294,7 @@ class AudioLM:
         """Stage 3: the fine levels of everything new, in non-overlapping chunks of one crop, as one batch."""
         lm = self.stages["fine"]
         coarse, fine = lm.stage.condition, lm.stage.target
+        assert coarse is not None
         size = round(lm.stage.crop_seconds * self.codec.frame_rate)
         chunks = [
             (row, number, slice(start, min(start + size, len(row.acoustic))))

@@ -3,6 +3,7 @@
 Every step leaves a finished folder behind, so a second run goes on where the first one stopped.
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -13,7 +14,7 @@ import ml_collections
 import numpy as np
 
 from audiolm_jax import audio, bundle, commands, files
-from audiolm_jax.config import load_config
+from audiolm_jax.config import load_config, shipped_folder
 from audiolm_jax.data import manifest
 from audiolm_jax.data.token_dataset import TokenDataset
 from audiolm_jax.errors import UserError
@@ -38,11 +39,6 @@ RECIPES = {
     "fine": "fine_tiny",
 }
 STAGES = ("semantic", "coarse", "fine")
-
-
-def samples_folder() -> pathlib.Path:
-    """The recordings shipped beside the package."""
-    return pathlib.Path(__file__).resolve().parent.parent / "samples"
 
 
 def quickstart(workdir: str, input_path: str | None = None, steps_scale: float = 1.0) -> int:
@@ -90,7 +86,7 @@ def quickstart(workdir: str, input_path: str | None = None, steps_scale: float =
 def _recordings_path(input_path: str | None) -> str:
     if input_path is not None:
         return input_path
-    shipped = samples_folder() / "manifest.jsonl"
+    shipped = shipped_folder("samples") / "manifest.jsonl"
     if not shipped.is_file():
         raise UserError("the shipped recordings are not here", shipped, "run from a clone or give --input=PATH")
     return str(shipped)
@@ -118,29 +114,26 @@ def choose_prompts(recordings: list[manifest.Recording]) -> list[manifest.Record
 
 def _generate_and_measure(folder: pathlib.Path, recordings_path: str, prompts, training_seconds: float) -> dict:
     model = bundle.load_bundle(folder / "bundle")
-    common = {
-        "bundle": str(folder / "bundle"), "seed": 0, "ignore_end": False, "sampling": {}, "prompt_seconds": PROMPT_SECONDS,
-    }  # fmt: skip
     paths = [str(prompt.path) for prompt in prompts]
-    generated = {
-        "continuations": commands.generate(
-            commands.GenerateOptions(
-                **common, mode="continuation", prompt=paths, seconds=NEW_SECONDS, num_samples=NUM_SAMPLES,
-                output=str(folder / "continuations"),
-            )
-        ),
-        "acoustic": commands.generate(
-            commands.GenerateOptions(
-                **common, mode="acoustic", prompt=paths, seconds=None, num_samples=1, output=str(folder / "acoustic")
-            )
-        ),
-        "unconditional": commands.generate(
-            commands.GenerateOptions(
-                **common, mode="unconditional", prompt=(), seconds=PROMPT_SECONDS + NEW_SECONDS, num_samples=NUM_SAMPLES,
-                output=str(folder / "unconditional"),
-            )
-        ),
-    }  # fmt: skip
+    options = commands.GenerateOptions(
+        str(folder / "bundle"),
+        "continuation",
+        str(folder / "continuations"),
+        paths,
+        PROMPT_SECONDS,
+        NEW_SECONDS,
+        NUM_SAMPLES,
+    )
+    again = dataclasses.replace(options, mode="acoustic", output=str(folder / "acoustic"), seconds=None, num_samples=1)
+    from_nothing = dataclasses.replace(
+        options,
+        mode="unconditional",
+        output=str(folder / "unconditional"),
+        prompt=(),
+        seconds=PROMPT_SECONDS + NEW_SECONDS,
+    )
+    requests = {"continuations": options, "acoustic": again, "unconditional": from_nothing}
+    generated = {name: commands.generate(request) for name, request in requests.items()}
     results = {
         "minutes": training_seconds / 60,
         "codec": _codec_results(model, recordings_path),
@@ -226,7 +219,12 @@ def _report(folder: pathlib.Path, model: AudioLM, prompts, generated, results) -
         "say words. The paper trains on 60,000 hours."
     )
     return render(
-        "AudioLM quickstart", introduction, _tables(results), _curves(folder, results), groups, _commands_to_go_on(folder)
+        "AudioLM quickstart",
+        introduction,
+        _tables(results),
+        _curves(folder, results),
+        groups,
+        _commands_to_go_on(folder),
     )
 
 
@@ -254,13 +252,19 @@ def _tables(results: dict) -> list[Table]:
         Table(
             "Semantic encoder on held-out lines",
             ("masked accuracy", "most frequent target's share", "target perplexity"),
-            [[f"{bert['masked_accuracy']:.3f}", f"{bert['most_frequent_target']:.3f}", f"{bert['target_perplexity']:.1f}"]],
+            [
+                [
+                    f"{bert['masked_accuracy']:.3f}",
+                    f"{bert['most_frequent_target']:.3f}",
+                    f"{bert['target_perplexity']:.1f}",
+                ]
+            ],
         ),
         Table(
             "Language models on held-out lines, nats a token",
             ("stage", "loss", "unigram", "gain"),
             [[name, *(f"{stage[key]:.3f}" for key in ("loss", "unigram", "gain"))] for name, stage in stages.items()],
-            "Means over the levels of the stage's target; the unigram is counted on the training tokens, with one added.",
+            "Means over the levels of the stage's target. Unigram: counts of the training tokens, one added.",
         ),
         Table(
             "Generated",
@@ -309,7 +313,7 @@ audiolm generate --bundle={folder}/bundle --mode=acoustic --prompt=YOUR.wav --se
 audiolm generate --bundle={folder}/bundle --mode=unconditional --seconds=6 --top_k=50 --output=out
 
 # train longer: the same workdir resumes
-audiolm train --config=coarse_tiny --workdir={folder}/coarse --config.data_dir={folder}/tokens --config.num_train_steps=5000
+audiolm train --config=fine_tiny --workdir={folder}/fine --config.data_dir={folder}/tokens --config.num_train_steps=5000
 
 # on your own recordings, in the paper's sizes: see "Walk-through" in the README
 audiolm train --config=soundstream_base --workdir=runs/codec --config.data_dir=RECORDINGS

@@ -1,6 +1,7 @@
 """audiolm train --config=coarse_librilight --workdir=WORKDIR --config.data_dir=TOKENS
 
-AudioLM's coarse stage on Libri-Light: semantic tokens to the 4 coarse acoustic levels, 10 s crops; 12 layers of width 1024, batch 256,
+AudioLM's coarse stage on Libri-Light:
+semantic tokens to the 4 coarse acoustic levels, 10 s crops; 12 layers of width 1024, batch 256,
 1 M steps on 16 TPU v4 (arXiv 2209.03143 §4.1).
 """
 

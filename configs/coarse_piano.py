@@ -1,6 +1,7 @@
 """audiolm train --config=coarse_piano --workdir=WORKDIR --config.data_dir=TOKENS
 
-AudioLM's coarse stage on piano: semantic tokens to all 3 acoustic levels of 2^14 codes; there is no fine stage (arXiv 2209.03143 §4.6).
+AudioLM's coarse stage on piano:
+semantic tokens to all 3 acoustic levels of 2^14 codes; there is no fine stage (arXiv 2209.03143 §4.6).
 """
 
 from audiolm_jax.config import language_model_config

@@ -1,6 +1,7 @@
 """audiolm train --config=fine_librilight --workdir=WORKDIR --config.data_dir=TOKENS
 
-AudioLM's fine stage on Libri-Light: coarse to fine acoustic levels, 3 s crops; 12 layers of width 1024, batch 256,
+AudioLM's fine stage on Libri-Light:
+coarse to fine acoustic levels, 3 s crops; 12 layers of width 1024, batch 256,
 1 M steps on 16 TPU v4 (arXiv 2209.03143 §4.1).
 """
 

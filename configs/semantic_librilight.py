@@ -1,6 +1,7 @@
 """audiolm train --config=semantic_librilight --workdir=WORKDIR --config.data_dir=TOKENS
 
-AudioLM's semantic stage on Libri-Light: semantic tokens alone, 30 s crops; 12 layers of width 1024, batch 256,
+AudioLM's semantic stage on Libri-Light:
+semantic tokens alone, 30 s crops; 12 layers of width 1024, batch 256,
 1 M steps on 16 TPU v4 (arXiv 2209.03143 §4.1).
 """
 

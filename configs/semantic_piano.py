@@ -1,6 +1,7 @@
 """audiolm train --config=semantic_piano --workdir=WORKDIR --config.data_dir=TOKENS
 
-AudioLM's semantic stage on piano: semantic tokens alone (arXiv 2209.03143 §4.6).
+AudioLM's semantic stage on piano:
+semantic tokens alone (arXiv 2209.03143 §4.6).
 """
 
 from audiolm_jax.config import language_model_config

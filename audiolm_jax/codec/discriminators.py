@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from audiolm_jax import spectral
+from audiolm_jax.codec.convolution import convolve
 
 
 class Judgement(NamedTuple):
@@ -29,13 +30,10 @@ class Judgement(NamedTuple):
     features: list[jax.Array]
 
 
-def _kernel_init(shape: tuple[int, ...]):
-    """Normal with variance 1 / fan-in, its last two axes named as convolution channels."""
-    fan_in = 1
-    for length in shape[:-1]:
-        fan_in *= length
-    names = (None,) * (len(shape) - 2) + ("conv_in", "conv_out")
-    return nn.with_logical_partitioning(nn.initializers.normal(fan_in**-0.5), names)
+def _parameter(module: nn.Module, name: str, init: nn.initializers.Initializer, shape: tuple[int, ...]) -> jax.Array:
+    """A parameter whose last two axes are named as convolution channels."""
+    axes = ((None,) * len(shape) + ("conv_in", "conv_out"))[-len(shape) :]
+    return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
 
 
 class WeightNormConv(nn.Module):
@@ -49,21 +47,12 @@ class WeightNormConv(nn.Module):
     @nn.compact
     def __call__(self, x_BTC: jax.Array) -> jax.Array:
         shape = (self.kernel_size, x_BTC.shape[-1] // self.groups, self.features)
-        kernel_kIO = self.param("kernel", _kernel_init(shape), shape, jnp.float32)
-        norm_O = jnp.sqrt(jnp.sum(jnp.square(kernel_kIO), axis=(0, 1)))
-        scale_init = nn.with_logical_partitioning(lambda _: norm_O, ("conv_out",))
-        bias_init = nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",))
-        scale_O = self.param("scale", scale_init)
-        bias_O = self.param("bias", bias_init, shape[2:], jnp.float32)
-        x_BTC, kernel_kIO, bias_O = nn.dtypes.promote_dtype(x_BTC, kernel_kIO * (scale_O / norm_O), bias_O)
-        return bias_O + jax.lax.conv_general_dilated(
-            x_BTC,
-            kernel_kIO,
-            window_strides=(self.stride,),
-            padding="SAME",
-            dimension_numbers=("NWC", "WIO", "NWC"),
-            feature_group_count=self.groups,
-        )
+        kernel_kIO = _parameter(self, "kernel", nn.initializers.lecun_normal(), shape)
+        scale_O = _parameter(self, "scale", nn.initializers.ones, shape[2:])
+        bias_O = _parameter(self, "bias", nn.initializers.zeros, shape[2:])
+        kernel_kIO = kernel_kIO * (scale_O / jnp.sqrt(jnp.sum(jnp.square(kernel_kIO), axis=(0, 1))))
+        x_BTC, kernel_kIO, bias_O = nn.dtypes.promote_dtype(x_BTC, kernel_kIO, bias_O)
+        return convolve(x_BTC, kernel_kIO, (self.stride,), "SAME", self.groups) + bias_O
 
 
 class WaveformDiscriminator(nn.Module):
@@ -103,13 +92,10 @@ class SpectralConv(nn.Module):
     @nn.compact
     def __call__(self, x_BTFC: jax.Array) -> jax.Array:
         shape = (*self.kernel_size, x_BTFC.shape[-1], self.features)
-        bias_init = nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",))
-        kernel = self.param("kernel", _kernel_init(shape), shape, jnp.float32)
-        bias_O = self.param("bias", bias_init, shape[3:], jnp.float32)
+        kernel = _parameter(self, "kernel", nn.initializers.lecun_normal(), shape)
+        bias_O = _parameter(self, "bias", nn.initializers.zeros, shape[3:])
         x_BTFC, kernel, bias_O = nn.dtypes.promote_dtype(x_BTFC, kernel, bias_O)
-        return bias_O + jax.lax.conv_general_dilated(
-            x_BTFC, kernel, self.strides, self.padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+        return convolve(x_BTFC, kernel, self.strides, self.padding, 1) + bias_O
 
 
 class SpectralUnit(nn.Module):

@@ -10,6 +10,7 @@ import ml_collections
 import optax
 
 from audiolm_jax.codec import losses, quantizer
+from audiolm_jax.codec.convolution import initialize
 from audiolm_jax.codec.discriminators import Discriminators, Judgement
 from audiolm_jax.codec.soundstream import Decoder, Encoder, SoundStreamConfig
 from audiolm_jax.objective import Batch, Metrics, Objective, State, Totals
@@ -49,10 +50,10 @@ def soundstream_objective(
         encoder_key, decoder_key, codebook_key, discriminator_key = jax.random.split(key, 4)
         wave_BW = jnp.zeros((1, max(model.hop_length, config.discriminator.stft_window)), jnp.float32)
         generator = {
-            "encoder": encoder.init(encoder_key, wave_BW)["params"],
-            "decoder": decoder.init(decoder_key, jnp.zeros((1, 1, model.embed_dim), jnp.float32))["params"],
+            "encoder": initialize(encoder, encoder_key, wave_BW),
+            "decoder": initialize(decoder, decoder_key, jnp.zeros((1, 1, model.embed_dim), jnp.float32)),
         }
-        discriminator = discriminators.init(discriminator_key, wave_BW)["params"]
+        discriminator = initialize(discriminators, discriminator_key, wave_BW)
         return {
             "step": jnp.int32(0),
             "generator": generator,

@@ -96,10 +96,7 @@ class CausalConv(nn.Module):
     @nn.compact
     def __call__(self, x_BTC: jax.Array) -> jax.Array:
         shape = (self.kernel_size, x_BTC.shape[-1], self.features)
-        # An output of the transposed convolution sums over two of its taps only.
-        fan_in = shape[1] * (2 if self.transpose else self.kernel_size)
-        normal = nn.initializers.normal(fan_in**-0.5)
-        kernel_init = nn.with_logical_partitioning(normal, (None, "conv_in", "conv_out"))
+        kernel_init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), (None, "conv_in", "conv_out"))
         bias_init = nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",))
         kernel_kIO = self.param("kernel", kernel_init, shape, jnp.float32)
         bias_O = self.param("bias", bias_init, shape[2:], jnp.float32)

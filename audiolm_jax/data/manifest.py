@@ -93,8 +93,9 @@ def _read_folder(folder: pathlib.Path) -> list[Recording]:
         recordings.append(Recording(identifier, path, speaker, split=_split_of(identifier)))
     if len(recordings) > 1 and len({recording.split for recording in recordings}) == 1:
         # Too few for the hash to have hit both: hold out the last in hash order.
-        last = max(range(len(recordings)), key=lambda i: _hash(recordings[i].id))
-        recordings = [dataclasses.replace(r, split="validation" if i == last else "train") for i, r in enumerate(recordings)]
+        last = max(recordings, key=lambda recording: _hash(recording.id))
+        splits = ["validation" if recording is last else "train" for recording in recordings]
+        recordings = [dataclasses.replace(r, split=split) for r, split in zip(recordings, splits, strict=True)]
     return recordings
 
 
@@ -108,12 +109,13 @@ def _split_of(identifier: str) -> str:
 
 
 def _read_jsonl(path: pathlib.Path) -> list[Recording]:
-    kinds = {"path": str, "id": str, "speaker": str, "start": (int, float), "end": (int, float), "split": str, "text": str}
+    text, number = (str,), (int, float)
+    kinds = {"path": text, "id": text, "speaker": text, "split": text, "text": text, "start": number, "end": number}
     recordings = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for row_number, line in enumerate(path.read_text().splitlines(), 1):
         if not line.strip():
             continue
-        where = f"{path} line {number}"
+        where = f"{path} line {row_number}"
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:

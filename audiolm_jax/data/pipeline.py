@@ -28,7 +28,9 @@ class AudioCrops:
     training crop starts at random around it. Shorter recordings are padded with zeros.
     """
 
-    def __init__(self, recordings: list[manifest.Recording], seconds: list[float], sample_rate: int, crop_seconds: float):
+    def __init__(
+        self, recordings: list[manifest.Recording], seconds: list[float], sample_rate: int, crop_seconds: float
+    ):
         self.sample_rate, self.crop_seconds = sample_rate, crop_seconds
         self._recordings, self._seconds = recordings, seconds
         counts = [max(1, math.ceil(length / crop_seconds)) for length in seconds]
@@ -63,7 +65,7 @@ class AudioCrops:
         wave_W = stretch.read(self.sample_rate)[:size]
         return {
             "wave_BW": np.pad(wave_W, (0, size - len(wave_W))).astype(np.float32),
-            "lengths_B": np.int32(len(wave_W)),
+            "lengths_B": np.array(len(wave_W), np.int32),
         }
 
 

@@ -60,14 +60,16 @@ def features(num_quantizers: int):
     """TFDS features of a record."""
     import tensorflow_datasets as tfds
 
-    return tfds.features.FeaturesDict({
-        "id": tfds.features.Text(),
-        "semantic": tfds.features.Tensor(shape=(None,), dtype=np.int32),
-        "acoustic": tfds.features.Tensor(shape=(None, num_quantizers), dtype=np.int32),
-        "num_samples": tfds.features.Scalar(np.int64),
-        "speaker": tfds.features.Text(),
-        "is_end": tfds.features.Scalar(np.bool_),
-    })
+    return tfds.features.FeaturesDict(
+        {
+            "id": tfds.features.Text(),
+            "semantic": tfds.features.Tensor(shape=(None,), dtype=np.int32),
+            "acoustic": tfds.features.Tensor(shape=(None, num_quantizers), dtype=np.int32),
+            "num_samples": tfds.features.Scalar(np.int64),
+            "speaker": tfds.features.Text(),
+            "is_end": tfds.features.Scalar(np.bool_),
+        }
+    )
 
 
 def shard_name(split: str, shard: int, num_shards: int) -> str:

@@ -27,10 +27,30 @@ from audiolm_jax.lm.stages import run_starts
 class Tokenizer(Protocol):
     """What tokenizing needs of a codec or a semantic tokenizer."""
 
-    sample_rate: int
-    frame_rate: int
+    @property
+    def sample_rate(self) -> int: ...
+
+    @property
+    def frame_rate(self) -> float: ...
 
     def encode(self, wave_BW: np.ndarray, lengths_B: np.ndarray | None = None) -> Any: ...
+
+
+class AcousticTokenizer(Tokenizer, Protocol):
+    """A codec."""
+
+    @property
+    def codebook_size(self) -> int: ...
+
+    @property
+    def num_quantizers(self) -> int: ...
+
+
+class SemanticTokenizer(Tokenizer, Protocol):
+    """A semantic tokenizer."""
+
+    @property
+    def vocab_size(self) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +65,8 @@ class Shard:
 
 def tokenize(
     recordings: Sequence[manifest.Recording],
-    codec: Tokenizer,
-    semantic_tokenizer: Tokenizer,
+    codec: AcousticTokenizer,
+    semantic_tokenizer: SemanticTokenizer,
     fingerprints: dict[str, str],
     output: str | os.PathLike[str],
     report: Callable[[str], None],

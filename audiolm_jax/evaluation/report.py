@@ -6,6 +6,7 @@ import importlib.resources
 import io
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import jinja2
 import matplotlib.figure
 import numpy as np
@@ -47,7 +48,9 @@ class Clip:
         wave_axes.plot(times, self.wave_W, linewidth=0.4, color=ACCENT)
         wave_axes.set(ylim=(-1, 1), yticks=(), xlim=(0, self.seconds))
         hop = self.sample_rate // 100
-        mel_BTM = spectral.mel_spectrogram(np.float32(self.wave_W)[None], self.sample_rate, 4 * hop, hop, 64)
+        mel_BTM = spectral.mel_spectrogram(
+            jnp.asarray(self.wave_W, jnp.float32)[None], self.sample_rate, 4 * hop, hop, 64
+        )
         decibels_MT = 20 * np.log10(np.maximum(np.asarray(mel_BTM)[0].T, 1e-3))
         mel_axes.imshow(
             decibels_MT, origin="lower", aspect="auto", extent=(0, self.seconds, 0, 64), cmap="magma", vmin=-60, vmax=40
@@ -98,9 +101,10 @@ class Curve:
     def picture_uri(self) -> str:
         figure = matplotlib.figure.Figure(figsize=(4.2, 2.8), layout="constrained")
         axes = figure.subplots()
-        for points, style in ((self.train, {"color": MUTED, "label": "training"}), (self.held_out, {"color": ACCENT, "marker": "o", "label": "held out"})):
-            if points:
-                axes.plot(*zip(*points, strict=True), linewidth=1.5, markersize=4, **style)
+        axes.plot(*np.reshape(self.train, (-1, 2)).T, linewidth=1.5, color=MUTED, label="training")
+        axes.plot(
+            *np.reshape(self.held_out, (-1, 2)).T, "o-", linewidth=1.5, markersize=4, color=ACCENT, label="held out"
+        )
         if self.floor is not None:
             axes.axhline(self.floor[1], color="#b3261e", linestyle="--", linewidth=1, label=self.floor[0])
         axes.set(title=self.title, xlabel="step", ylabel=self.label)

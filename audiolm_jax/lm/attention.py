@@ -25,9 +25,7 @@ def relative_position_bucket(distance: jax.Array, num_buckets: int, max_distance
     return jnp.where(distance < num_exact, distance, jnp.minimum(logarithmic, num_buckets - 1)).astype(jnp.int32)
 
 
-def relative_position_bias(
-    table_RN: jax.Array, query_T: jax.Array, key_S: jax.Array, max_distance: int
-) -> jax.Array:
+def relative_position_bias(table_RN: jax.Array, query_T: jax.Array, key_S: jax.Array, max_distance: int) -> jax.Array:
     """Bias [1, N, T, S] that is added to the attention logits of queries and keys at these positions.
 
     Args:

@@ -3,7 +3,7 @@
 Rows of different length are padded on the LEFT: every row writes the same cache slot at each step,
 and T5's bias depends on distances only, so a padded row equals that row alone.
 
-Shape suffixes: B batch, P prefix positions, T positions, S cache slots, N heads, H head width, D model, L layers, K codes.
+Shape suffixes: B batch, P prefix positions, T positions, S cache slots, N heads, H head width, D model, K codes.
 """
 
 import functools
@@ -24,7 +24,8 @@ Cache = list[dict[str, jax.Array]]
 def init_cache(config: TransformerConfig, batch: int, num_slots: int) -> Cache:
     """An empty key/value cache: for each layer {"k", "v"}, zeros [B, S, N, H] in the compute type."""
     shape = (batch, num_slots, config.num_heads, config.head_dim)
-    return [{"k": jnp.zeros(shape, config.dtype), "v": jnp.zeros(shape, config.dtype)} for _ in range(config.num_layers)]
+    empty = {"k": jnp.zeros(shape, config.dtype), "v": jnp.zeros(shape, config.dtype)}
+    return [empty] * config.num_layers
 
 
 def forward_cached(
@@ -80,7 +81,9 @@ def level_logits(config: TransformerConfig, params, stage: Stage, hidden_BD, lev
 
 
 @functools.partial(jax.jit, static_argnames=("config", "stage", "sampling", "max_frames"))
-def _decode(config, stage: Stage, sampling: Sampling, max_frames, params, prefix_BP, padding_B, num_frames_B, may_end_B, keys_B):
+def _decode(
+    config, stage: Stage, sampling: Sampling, max_frames, params, prefix_BP, padding_B, num_frames_B, may_end_B, keys_B
+):
     params = unstack_layers(params)
     batch, prefix_length = prefix_BP.shape
     levels = stage.target.num_levels

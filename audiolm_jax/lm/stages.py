@@ -132,7 +132,7 @@ class Stage:
         parts.append(np.asarray(target_tokens) + self.target_offset)
         return np.concatenate(parts).astype(np.int32)
 
-    def sequence(self, semantic_T: np.ndarray, acoustic_TQ: np.ndarray | None, at_end: bool) -> tuple[np.ndarray, int]:
+    def sequence(self, semantic_T: np.ndarray, acoustic_TQ: np.ndarray, at_end: bool) -> tuple[np.ndarray, int]:
         """The training sequence of one crop.
 
         Args:

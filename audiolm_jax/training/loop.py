@@ -208,16 +208,15 @@ class _Run:
 
     def evaluate(self, state: State) -> dict[str, np.ndarray]:
         """Means over the held-out set, as "eval_NAME"; nothing where there is none."""
-        totals: dict[str, list[np.ndarray]] = {}
+        totals: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for index, batch in enumerate(self.input.evaluation(jax.process_index(), jax.process_count())):
             if index == self.config.max_eval_batches:
                 break
             key = jax.random.fold_in(self.eval_key, index)
             sums = jax.device_get(self.eval_step(state, sharding.global_batch(batch, self.mesh), key))
             for name, (total, count) in sums.items():
-                accumulated = totals.setdefault(name, [np.float64(0), np.float64(0)])
-                accumulated[0] = accumulated[0] + np.asarray(total, np.float64)
-                accumulated[1] = accumulated[1] + np.asarray(count, np.float64)
+                before = totals.get(name, (np.zeros(()), np.zeros(())))
+                totals[name] = before[0] + np.asarray(total), before[1] + np.asarray(count)
         return {f"eval_{name}": total / np.maximum(count, 1e-9) for name, (total, count) in totals.items()}
 
     def _progress(self, done: int) -> tqdm.tqdm:

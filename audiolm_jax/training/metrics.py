@@ -3,13 +3,14 @@
 import json
 import os
 import pathlib
+from typing import Any
 
 import numpy as np
 
 FILE = "metrics.jsonl"
 
 
-def read_metrics(path: pathlib.Path) -> list[dict[str, object]]:
+def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
     """The rows of a `metrics.jsonl`; a torn last line, which a killed process can leave, is dropped."""
     rows = []
     if path.exists():
@@ -32,7 +33,7 @@ class MetricsWriter:
         from tensorboardX import SummaryWriter  # Takes half a second; a command that fails early need not wait.
 
         path = workdir / FILE
-        kept = [row for row in read_metrics(path) if int(str(row["step"])) <= restored_step]
+        kept = [row for row in read_metrics(path) if row["step"] <= restored_step]
         scratch = path.with_suffix(".jsonl.incomplete")
         scratch.write_text("".join(json.dumps(row) + "\n" for row in kept))
         os.replace(scratch, path)
@@ -46,7 +47,7 @@ class MetricsWriter:
         self._file.close()
         self._tensorboard.close()
 
-    def write(self, step: int, values: dict[str, object]):
+    def write(self, step: int, values: dict[str, Any]):
         """Writes scalars and vectors (as lists) at full precision; on disk when this returns."""
         row = {"step": step}
         for name, value in values.items():

@@ -44,7 +44,9 @@ def make_mesh(mesh: ml_collections.ConfigDict) -> Mesh:
     fixed = math.prod(size for size in sizes.values() if size != -1)
     sizes = {axis: devices // fixed if size == -1 else size for axis, size in sizes.items()}
     if math.prod(sizes.values()) != devices:
-        raise UserError(f"mesh does not divide the {devices} devices", where, "choose sizes whose product is their number")
+        raise UserError(
+            f"mesh does not divide the {devices} devices", where, "choose sizes whose product is their number"
+        )
     return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 

@@ -22,7 +22,7 @@ class Config:
 
 def random_params(module: nn.Module, *arguments):
     """Initial parameters with every leaf replaced with noise, so that no bias is zero and no scale one."""
-    params = nn.meta.unbox(module.init(jax.random.key(0), *arguments))["params"]
+    params = nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), *arguments))["params"]
     leaves, structure = jax.tree.flatten(params)
     generator = np.random.default_rng(0)
     return jax.tree.unflatten(structure, [jnp.float32(0.4 * generator.normal(size=leaf.shape)) for leaf in leaves])
@@ -31,7 +31,7 @@ def random_params(module: nn.Module, *arguments):
 @pytest.fixture(scope="module")
 def ragged():
     x_BTD = jnp.float32(np.random.default_rng(1).normal(size=(3, 9, 12)))
-    lengths_B = np.array([9, 6, 1])
+    lengths_B = np.array([9, 6, 1])  # Frames.
     return x_BTD, jnp.arange(9) < lengths_B[:, None], lengths_B
 
 
@@ -63,7 +63,7 @@ def test_attention_is_a_loop_over_queries_and_keys(ragged):
     module = conformer.RelativeAttention(Config())
     positions_RD = conformer.sinusoids(9, 12)
     params = random_params(module, x_BTD, positions_RD, mask_BT)
-    ours_BTD = module.apply({"params": params}, x_BTD, positions_RD, mask_BT)
+    ours_BTD = np.asarray(jax.jit(module.apply)({"params": params}, x_BTD, positions_RD, mask_BT))
 
     p = jax.tree.map(np.asarray, params)
     apply = lambda name, x: (x @ p[name]["kernel"] + p[name]["bias"]).reshape(*x.shape[:-1], 3, 4)
@@ -87,7 +87,7 @@ def test_attention_is_a_loop_over_queries_and_keys(ragged):
 def test_depthwise_convolution_is_numpys(kernel):
     generator = np.random.default_rng(0)
     x_BTD, kernel_KD = generator.normal(size=(2, 7, 3)), generator.normal(size=(kernel, 3))
-    ours_BTD = conformer.depthwise_convolution(jnp.asarray(x_BTD), jnp.asarray(kernel_KD))
+    ours_BTD = np.asarray(jax.jit(conformer.depthwise_convolution)(x_BTD, kernel_KD))
     for b in range(2):
         for d in range(3):
             full_T = np.convolve(x_BTD[b, :, d], kernel_KD[::-1, d])
@@ -108,7 +108,7 @@ def test_frames_that_do_not_exist_get_no_gradient(stack, ragged):
     run, _ = stack
     x_BTD, mask_BT, _ = ragged
     existing_sum = lambda x_BTD: jnp.sum(jnp.where(mask_BT[..., None], run(x_BTD, mask_BT), 0.0) ** 3)
-    gradient_BTD = np.asarray(jax.grad(existing_sum)(x_BTD))
+    gradient_BTD = np.asarray(jax.jit(jax.grad(existing_sum))(x_BTD))
     np.testing.assert_array_equal(gradient_BTD[~np.asarray(mask_BT)], 0.0)
     assert (np.abs(gradient_BTD[np.asarray(mask_BT)]).max(axis=-1) > 0).all()
 
@@ -125,29 +125,30 @@ def test_a_stack_is_its_blocks_one_after_another(stack, ragged):
     for i in range(2):
         block = jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"])
         arguments = (x_BTD, conformer.sinusoids(9, 12), mask_BT, True)
-        x_BTD, _ = conformer.Block(Config()).apply({"params": block}, *arguments)
+        x_BTD, _ = jax.jit(conformer.Block(Config()).apply, static_argnums=4)({"params": block}, *arguments)
     np.testing.assert_allclose(x_BTD, expected_BTD, atol=1e-5)
 
 
-@pytest.mark.parametrize("policy", sorted(conformer.REMAT_POLICIES))
-def test_remat_recomputes_and_changes_no_gradient(policy, stack, ragged):
+def test_remat_recomputes_and_changes_no_gradient(stack, ragged):
     _, params = stack
     x_BTD, mask_BT, _ = ragged
 
-    def gradient(remat):
+    def loss(remat):
         module = conformer.ConformerStack(Config(remat=remat), num_layers=2)
         rngs = {"dropout": jax.random.key(5)}
-        loss = lambda params: jnp.sum(module.apply({"params": params}, x_BTD, mask_BT, False, rngs=rngs) ** 2)
-        assert ("remat" in str(jax.make_jaxpr(jax.grad(loss))(params))) == (remat != "none")
-        return jax.jit(jax.grad(loss))(params)
+        return lambda params: jnp.sum(module.apply({"params": params}, x_BTD, mask_BT, False, rngs=rngs) ** 2)
 
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), gradient("none"), gradient(policy))
+    for remat in ("none", *conformer.REMAT_POLICIES):
+        assert ("remat" in str(jax.make_jaxpr(jax.grad(loss(remat)))(params))) == (remat != "none")
+    expected, recomputed = (jax.jit(jax.grad(loss(remat)))(params) for remat in ("none", "full"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), expected, recomputed)
 
 
 def test_dropout_acts_in_training_only(stack, ragged):
     run, params = stack
     x_BTD, mask_BT, _ = ragged
     module = conformer.ConformerStack(Config(), num_layers=2)
-    train = lambda seed: module.apply({"params": params}, x_BTD, mask_BT, False, rngs={"dropout": jax.random.key(seed)})
+    rngs = lambda seed: {"dropout": jax.random.key(seed)}
+    train = jax.jit(lambda seed: module.apply({"params": params}, x_BTD, mask_BT, False, rngs=rngs(seed)))
     assert not np.allclose(train(0), train(1))
     assert not np.allclose(train(0), run(x_BTD, mask_BT))

@@ -28,12 +28,12 @@ def objective(config):
 
 @pytest.fixture(scope="session")
 def state(objective):
-    return nn.meta.unbox(objective.init(jax.random.key(0)))
+    return nn.meta.unbox(jax.jit(objective.init)(jax.random.key(0)))
 
 
 @pytest.fixture(scope="session")
 def batch():
-    """Four noisy chirps of 2 s to a single frame, garbage behind each; a row that counts for nothing."""
+    """Four noisy chirps of 2 s to a single frame; they go on behind each row's length."""
     generator = np.random.default_rng(0)
     seconds_W = np.arange(32_000) / 16_000
     pitch_B = np.array([200.0, 300.0, 450.0, 700.0])[:, None]

@@ -49,11 +49,11 @@ def test_a_semantic_frame_is_four_mel_frames(num_samples, expected):
 
 
 def test_what_stands_behind_a_row_does_not_matter(batch):
-    for wave_W, length in zip(batch["wave_BW"], batch["lengths_B"]):
-        together_TM = features.log_mel(batch["wave_BW"], batch["lengths_B"], SAMPLE_RATE, 20)
-        alone_TM = features.log_mel(wave_W[None, :length], jnp.array([length]), SAMPLE_RATE, 20)[0]
-        row = list(batch["lengths_B"]).index(length)
-        np.testing.assert_allclose(together_TM[row, : len(alone_TM)], alone_TM, atol=1e-5)
+    together_BTM = features.log_mel(batch["wave_BW"], batch["lengths_B"], SAMPLE_RATE, 20)
+    for row in (1, 3):
+        alone_BW = batch["wave_BW"][row : row + 1, : batch["lengths_B"][row]]
+        alone_TM = features.log_mel(alone_BW, batch["lengths_B"][row : row + 1], SAMPLE_RATE, 20)[0]
+        np.testing.assert_allclose(together_BTM[row, : len(alone_TM)], alone_TM, atol=1e-5)
 
 
 def test_statistics_are_those_of_the_clips_without_padding(batch):

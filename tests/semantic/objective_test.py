@@ -36,7 +36,7 @@ def all_finite(tree) -> bool:
 def test_contrastive_loss_is_a_loop_over_frames_and_distractors(predictions):
     spans_BT = np.array([[1, 1, 0, 1, 0, 1, 1], [0, 1, 1, 0, 0, 0, 0]], bool)
     distractors_BTX = np.random.default_rng(1).integers(7, size=(2, 7, 5))
-    ours = contrastive_totals(predictions, jnp.asarray(spans_BT), jnp.asarray(distractors_BTX), 0.1)
+    ours = jax.jit(contrastive_totals)(predictions, jnp.asarray(spans_BT), jnp.asarray(distractors_BTX), 0.1)
     cosine = lambda a, b: a @ b / np.sqrt((a @ a) * (b @ b))
     losses, found = [], []
     for b, t in np.argwhere(spans_BT):
@@ -89,7 +89,11 @@ def test_gumbel_temperature_falls_to_its_floor(config):
 def test_training_lowers_the_loss_on_held_out_masks(objective, state, batch, compiled):
     step, eval_step = compiled
     state = objective.warm_start(state, [batch], jax.random.key(0))
-    held_out = lambda state: [float(t / c) for t, c in [eval_step(state, batch, jax.random.key(99))["loss"]]][0]
+
+    def held_out(state):
+        total, count = eval_step(state, batch, jax.random.key(99))["loss"]
+        return float(total / count)
+
     before = held_out(state)
     for i in range(40):
         state, metrics = step(state, batch, jax.random.fold_in(jax.random.key(1), i))

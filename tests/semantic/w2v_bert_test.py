@@ -40,6 +40,7 @@ def test_subsampling_is_two_strided_convolutions(model_config, inputs):
     mask_BT = jnp.ones((3, 9), bool)
     params = nn.meta.unbox(module.init(jax.random.key(0), mel_BTM, mask_BT))["params"]
     ours_BTE = module.apply({"params": params}, mel_BTM, mask_BT)
+    params = jax.tree.map(np.asarray, params)
     x_BTMC = np.asarray(mel_BTM)[..., None]
     for name in ("Conv_0", "Conv_1"):
         kernel, bias = params[name]["kernel"], params[name]["bias"]
@@ -59,7 +60,7 @@ def test_subsampled_rows_are_those_of_the_clip_alone(model_config, state, inputs
     mel_BTM, mask_BT = inputs
     run = lambda *a: w2v_bert.Subsampling(model_config).apply({"params": state["params"]["subsampling"]}, *a)
     together_BTE = run(mel_BTM, mask_BT)
-    for b, length in enumerate([9, 5, 1]):
+    for b, length in ((1, 5), (2, 1)):
         alone_BTE = run(mel_BTM[b : b + 1, : 4 * length], jnp.ones((1, length), bool))
         np.testing.assert_allclose(together_BTE[b, :length], alone_BTE[0], atol=1e-5)
 
@@ -67,7 +68,8 @@ def test_subsampled_rows_are_those_of_the_clip_alone(model_config, state, inputs
 def test_layers_are_numbered_as_hidden_states(model_config, state, inputs):
     mel_BTM, mask_BT = inputs
     params = state["params"]
-    states = [w2v_bert.hidden_state(model_config, params, mel_BTM, mask_BT, layer) for layer in range(4)]
+    hidden_state = jax.jit(w2v_bert.hidden_state, static_argnums=(0, 4))
+    states = [hidden_state(model_config, params, mel_BTM, mask_BT, layer) for layer in range(4)]
     features_BTE = w2v_bert.Subsampling(model_config).apply({"params": params["subsampling"]}, mel_BTM, mask_BT)
     projection = params["input_projection"]
     np.testing.assert_allclose(states[0], features_BTE @ projection["kernel"] + projection["bias"], atol=1e-5)
@@ -75,15 +77,16 @@ def test_layers_are_numbered_as_hidden_states(model_config, state, inputs):
     for layer, (module, index) in enumerate(blocks):
         block = jax.tree.map(lambda leaf, index=index: leaf[index], params[module]["layers"])
         arguments = (states[layer], conformer.sinusoids(9, 16), mask_BT, True)
-        expected_BTD, _ = conformer.Block(model_config).apply({"params": block}, *arguments)
+        expected_BTD, _ = jax.jit(conformer.Block(model_config).apply, static_argnums=4)({"params": block}, *arguments)
         np.testing.assert_allclose(states[layer + 1], expected_BTD, atol=1e-5)
 
 
 def test_a_layer_does_not_depend_on_later_ones(model_config, state, inputs):
     poisoned = jax.tree.map(jnp.copy, state["params"])
     poisoned["masked"] = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), poisoned["masked"])
-    assert np.isfinite(w2v_bert.hidden_state(model_config, poisoned, *inputs, 2)).all()
-    assert np.isnan(w2v_bert.hidden_state(model_config, poisoned, *inputs, 3)).any()
+    hidden_state = jax.jit(w2v_bert.hidden_state, static_argnums=(0, 4))
+    assert np.isfinite(hidden_state(model_config, poisoned, *inputs, 2)).all()
+    assert np.isnan(hidden_state(model_config, poisoned, *inputs, 3)).any()
 
 
 def test_masked_frames_are_hidden_from_predictions_and_seen_by_the_quantizer(model_config, state, inputs):
@@ -91,7 +94,8 @@ def test_masked_frames_are_hidden_from_predictions_and_seen_by_the_quantizer(mod
     model, mask_BT = w2v_bert.W2vBert(model_config), jnp.ones((3, 9), bool)
     spans_BT = jnp.zeros((3, 9), bool).at[:, 4].set(True)
     rngs = {"noise": jax.random.key(0)}
-    run = lambda mel: model.apply({"params": state["params"]}, mel, mask_BT, spans_BT, 1.0, True, rngs=rngs)
+    variables = {"params": state["params"]}
+    run = jax.jit(lambda mel_BTM: model.apply(variables, mel_BTM, mask_BT, spans_BT, 1.0, True, rngs=rngs))
     # Mel frames 17 to 19 reach no subsampled frame but the fourth: it sees 16 to 22, the third 12 to 18.
     changed = run(mel_BTM.at[:, 19].add(3.0))
     before = run(mel_BTM)
@@ -138,9 +142,10 @@ def test_quantizers_gradient_is_that_of_the_soft_choice(model_config):
 
     def soft(kernel):
         # Flax folds the module's path and the call's number into the key; take the noise that it drew.
-        noise = quantizer.apply({}, rngs=rngs, method=lambda module: jax.random.gumbel(module.make_rng("gumbel"), (1, 3, 12)))
+        draw = lambda module: jax.random.gumbel(module.make_rng("gumbel"), (1, 3, 12))
+        noise = quantizer.apply({}, rngs=rngs, method=draw)
         weights_BTK = jax.nn.softmax((x_BTE @ kernel + noise) / 2.0)
         return jnp.sum(weights_BTK @ params["codebook"] @ direction_G)
 
     kernel = params["logits"]["kernel"]
-    np.testing.assert_allclose(jax.grad(hard)(kernel), jax.grad(soft)(kernel), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(jax.jit(jax.grad(hard))(kernel), jax.jit(jax.grad(soft))(kernel), rtol=1e-3, atol=1e-4)

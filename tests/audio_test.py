@@ -1,0 +1,86 @@
+"""Reading recordings of every kind, against scipy where it can judge."""
+
+import numpy as np
+import pytest
+import scipy.signal
+import soundfile
+
+from audiolm_jax import audio
+from audiolm_jax.errors import UserError
+
+
+def tone(rate, seconds=1.0, hz=440.0):
+    return 0.5 * np.sin(2 * np.pi * hz * np.arange(int(rate * seconds)) / rate)
+
+
+@pytest.mark.parametrize("extension", ["wav", "flac", "ogg", "mp3"])
+@pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000])
+@pytest.mark.parametrize("channels", [1, 2, 6])
+def test_any_format_rate_and_channel_count(tmp_path, extension, rate, channels):
+    if extension == "mp3" and channels > 2:
+        pytest.skip("MP3 has no more than two channels")
+    path = tmp_path / f"tone.{extension}"
+    soundfile.write(path, np.repeat(tone(rate)[:, None], channels, axis=1), rate)
+    wave_W = audio.read(path, 16000)
+    assert wave_W.dtype == np.float32
+    assert abs(len(wave_W) - 16000) <= (2500 if extension == "mp3" else 1)
+    spectrum = np.abs(np.fft.rfft(wave_W[2000:14000] * np.hanning(12000)))
+    assert abs(np.argmax(spectrum) * 16000 / 12000 - 440) < 2
+    assert np.sqrt(np.mean(wave_W[2000:14000] ** 2)) == pytest.approx(0.5 / np.sqrt(2), rel=0.02)
+
+
+def test_resampling_agrees_with_scipy(tmp_path):
+    generator = np.random.default_rng(0)
+    low = scipy.signal.butter(8, 3000, fs=48000, output="sos")
+    wave = scipy.signal.sosfilt(low, generator.standard_normal(48000)) * 0.1
+    soundfile.write(tmp_path / "noise.wav", wave, 48000, subtype="FLOAT")
+    ours = audio.read(tmp_path / "noise.wav", 16000)
+    theirs = scipy.signal.resample_poly(wave, 1, 3)
+    np.testing.assert_allclose(ours[500:-500], theirs[500 : len(ours) - 500], atol=2e-3)
+
+
+def test_channels_are_averaged(tmp_path):
+    soundfile.write(tmp_path / "two.wav", np.array([[0.5, -0.25]] * 100), 16000, subtype="FLOAT")
+    np.testing.assert_allclose(audio.read(tmp_path / "two.wav", 16000), 0.125)
+
+
+@pytest.mark.parametrize("extension", ["wav", "flac"])
+def test_a_stretch_is_the_stretch_of_the_whole(tmp_path, extension):
+    path = tmp_path / f"noise.{extension}"
+    audio_W = np.random.default_rng(0).uniform(-0.5, 0.5, 16000)
+    soundfile.write(path, audio_W, 16000)
+    whole = audio.read(path, 16000)
+    np.testing.assert_array_equal(audio.read(path, 16000, 0.25, 0.5), whole[4000:8000])
+    np.testing.assert_array_equal(audio.read(path, 16000, 0.9), whole[14400:])
+    np.testing.assert_array_equal(audio.read(path, 16000, 0.9, 5.0), whole[14400:])
+
+
+def bad_files(folder):
+    (folder / "empty.wav").touch()
+    (folder / "text.wav").write_text("these are words, not samples\n" * 40)
+    soundfile.write(folder / "nothing.wav", np.zeros(0), 16000)
+    soundfile.write(folder / "nan.wav", np.array([0.0, np.nan, 0.1]), 16000, subtype="FLOAT")
+    return {
+        "missing.wav": "recording not found",
+        "empty.wav": "empty file",
+        "text.wav": "not audio",
+        "nothing.wav": "zero length",
+        "nan.wav": "not finite",
+    }
+
+
+def test_bad_files_are_named(tmp_path):
+    for name, message in bad_files(tmp_path).items():
+        with pytest.raises(UserError, match=message) as caught:
+            audio.read(tmp_path / name, 16000)
+        assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_written_files_are_16_bit_and_whole(tmp_path):
+    wave_W = np.concatenate([tone(16000), [2.0, -2.0]])
+    audio.write(tmp_path / "new" / "out.wav", wave_W, 16000)
+    info = soundfile.info(tmp_path / "new" / "out.wav")
+    assert (info.subtype, info.samplerate, info.channels, info.frames) == ("PCM_16", 16000, 1, 16002)
+    back = audio.read(tmp_path / "new" / "out.wav", 16000)
+    np.testing.assert_allclose(back, np.clip(wave_W, -1, 1), atol=1 / 32000)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["out.wav"]

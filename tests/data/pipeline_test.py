@@ -1,0 +1,169 @@
+"""Batches: deterministic, resumable, complete."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+import soundfile
+
+from audiolm_jax.config import soundstream_config, tiny_language_model_config
+from audiolm_jax.data import token_dataset
+from audiolm_jax.data.pipeline import AudioInput, TokenInput
+from audiolm_jax.errors import UserError
+from audiolm_jax.lm.objective import stage_from_config
+
+METADATA = token_dataset.TokenMetadata("c" * 8, "s" * 8, 64, 256, 6, 25, 50, 16000, 1.5)
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory):
+    """A dataset of 23 + 5 records whose semantic tokens count up from the record's number."""
+    folder = tmp_path_factory.mktemp("tokens")
+    lengths = {}
+    for split, count in (("train", 23), ("validation", 5)):
+        records = [
+            {
+                "id": f"{split}/{i}",
+                "semantic": (np.arange(10 + i) + i).astype(np.int32) % 64,
+                "acoustic": np.full((2 * (10 + i), 6), i, np.int32),
+                "num_samples": 640 * (10 + i),
+                "speaker": "s",
+                "is_end": True,
+            }
+            for i in range(count)
+        ]
+        token_dataset.write_shard(folder / token_dataset.shard_name(split, 0, 1), records, 6)
+        lengths[split] = [count]
+    token_dataset.write_info(folder, lengths, METADATA)
+    return str(folder)
+
+
+def config_of(tokens, stage="coarse", **fields):
+    config = tiny_language_model_config(stage)
+    config.update({"data_dir": tokens, "batch_size": 4, **fields})
+    return config
+
+
+def token_input(config):
+    return TokenInput(config, stage_from_config(config))
+
+
+def test_records_survive_the_round_trip(tokens):
+    dataset = token_dataset.TokenDataset(tokens)
+    assert dataset.metadata == METADATA and set(dataset.splits) == {"train", "validation"}
+    record = dataset.source("train")[7]
+    np.testing.assert_array_equal(record["semantic"], np.arange(17) + 7)
+    assert record["acoustic"].shape == (34, 6) and record["is_end"]
+
+
+def test_position_resumes_exactly(tokens):
+    batches = token_input(config_of(tokens)).training(0, 1)
+    for _ in range(9):
+        next(batches)
+    position = batches.get_state()
+    expected = [next(batches) for _ in range(12)]
+    again = token_input(config_of(tokens)).training(0, 1)
+    again.set_state(position)
+    for batch in expected:
+        for name, array in next(again).items():
+            np.testing.assert_array_equal(array, batch[name])
+
+
+def test_an_epoch_holds_every_record_once(tokens):
+    config = config_of(tokens, batch_size=1)
+    batches = token_input(config).training(0, 1)
+    first = [int(b["decoder_target_tokens"][0][b["decoder_loss_weights"][0] > 0][0]) for b in itertools.islice(batches, 46)]
+    assert sorted(first[:23]) == sorted(first[23:]) and len(set(first[:23])) == 23
+    assert first[:23] != first[23:]
+
+
+def test_hosts_share_no_example(tokens):
+    def firsts(index, count, steps):
+        batches = token_input(config_of(tokens, batch_size=count)).training(index, count)
+        picked = itertools.islice(batches, steps)
+        return [int(b["decoder_target_tokens"][0][b["decoder_loss_weights"][0] > 0][0]) for b in picked]
+
+    alone = firsts(0, 1, 22)
+    assert firsts(0, 2, 11) == alone[0::2] and firsts(1, 2, 11) == alone[1::2]
+
+
+def test_evaluation_reads_everything_once(tokens):
+    config = config_of(tokens, "semantic")
+    config.stage.crop_seconds = 0.2
+    batches = list(token_input(config).evaluation(0, 1))
+    weights = np.concatenate([b["decoder_loss_weights"] * b["valid_B"][:, None] for b in batches])
+    # 10 … 14 tokens, of which none repeats, and an end token each.
+    assert weights.sum() == sum(range(10, 15)) + 5
+    assert {b["decoder_input_tokens"].shape[0] for b in batches} == {4}
+
+
+def test_dataset_that_does_not_fit_is_refused_by_field(tokens):
+    config = config_of(tokens)
+    config.stage.codebook_size = 512
+    with pytest.raises(UserError, match="config.stage.codebook_size=512 but the tokens have 256"):
+        token_input(config)
+    with pytest.raises(UserError, match="no token dataset"):
+        token_input(config_of(tokens + "/nowhere"))
+    with pytest.raises(UserError, match="no training data: config.data_dir"):
+        token_input(config_of(""))
+
+
+@pytest.fixture
+def recordings(tmp_path):
+    """Ramps whose value tells recording and time."""
+    for i in range(6):
+        ramp = (i + np.arange(16000 * (i + 1)) / 16000 / 10) / 10
+        soundfile.write(tmp_path / f"{i}.wav", ramp, 16000, subtype="FLOAT")
+    return tmp_path
+
+
+def audio_config(folder, **fields):
+    config = soundstream_config()
+    config.update({"data_dir": str(folder), "batch_size": 5, "crop_seconds": 1.5, **fields})
+    config.input.update({"num_threads": 2, "prefetch_batches": 2})
+    return config
+
+
+def test_audio_crops_are_continuous_and_cover_each_recording(recordings):
+    source = AudioInput(audio_config(recordings), print)
+    seen = set()
+    for batch in itertools.islice(source.training(0, 1), 30):
+        assert batch["wave_BW"].shape == (5, 24000) and batch["wave_BW"].dtype == np.float32
+        for wave_W, length in zip(batch["wave_BW"], batch["lengths_B"], strict=True):
+            assert np.all(wave_W[length:] == 0)
+            np.testing.assert_allclose(np.diff(wave_W[:length]), 1 / 16000 / 100, atol=1e-7)
+            seen.add(int(wave_W[0] * 10 + 1e-4))
+    held_out = {int(b["wave_BW"][0, 0] * 10 + 1e-4) for b in source.evaluation(0, 1)}
+    assert len(seen) == 5 and seen | held_out == set(range(6)) and not seen & held_out
+
+
+def test_audio_position_resumes_exactly(recordings):
+    batches = AudioInput(audio_config(recordings), print).training(0, 1)
+    for _ in range(5):
+        next(batches)
+    position, expected = batches.get_state(), None
+    expected = [next(batches) for _ in range(5)]
+    again = AudioInput(audio_config(recordings), print).training(0, 1)
+    again.set_state(position)
+    for batch in expected:
+        np.testing.assert_array_equal(next(again)["wave_BW"], batch["wave_BW"])
+
+
+def test_audio_evaluation_covers_every_sample(recordings):
+    (held_out,) = {r for r in range(6)} - {
+        int(w[0] * 10 + 1e-4)
+        for b in itertools.islice(AudioInput(audio_config(recordings), print).training(0, 1), 40)
+        for w in b["wave_BW"]
+    }
+    batches = list(AudioInput(audio_config(recordings), print).evaluation(0, 1))
+    lengths = np.concatenate([b["lengths_B"] * b["valid_B"] for b in batches])
+    assert lengths.sum() == 16000 * (held_out + 1)
+
+
+def test_metadata_names_every_field_it_checks():
+    config = tiny_language_model_config("semantic")
+    for name in ("num_clusters", "num_quantizers", "semantic_rate", "acoustic_rate"):
+        other = dataclasses.replace(METADATA, **{name: 7})
+        with pytest.raises(UserError, match=f"config.stage.{name}="):
+            other.check_stage(config.stage, "somewhere")

@@ -1,0 +1,124 @@
+"""The transformer against Hugging Face's T5 stack, and its invariances."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from audiolm_jax.lm.attention import relative_position_bucket
+from audiolm_jax.lm.transformer import Transformer, TransformerConfig, unstack_layers
+
+CONFIG = TransformerConfig(
+    vocab_size=128, num_layers=3, num_heads=4, embed_dim=32, mlp_dim=48, num_buckets=8, max_distance=20
+)
+
+
+def init_params(config, seed=0):
+    model = Transformer(config)
+    return jax.tree.map(jnp.asarray, nn.unbox(model.init(jax.random.key(seed), jnp.zeros((1, 4), jnp.int32))["params"]))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_equals_hugging_face_t5_stack(gated):
+    torch = pytest.importorskip("torch")
+    t5 = pytest.importorskip("transformers.models.t5.modeling_t5")
+    transformers = pytest.importorskip("transformers")
+    config = dataclasses.replace(CONFIG, gated_mlp=gated)
+    params = init_params(config, 3)
+    t5_config = transformers.T5Config(
+        vocab_size=128, d_model=32, d_kv=8, d_ff=48, num_layers=3, num_decoder_layers=3, num_heads=4,
+        relative_attention_num_buckets=8, relative_attention_max_distance=20, dropout_rate=0.0,
+        feed_forward_proj="gated-gelu" if gated else "gelu_new", is_decoder=True, use_cache=False,
+        is_encoder_decoder=False,
+    )  # fmt: skip
+    stack = t5.T5Stack(t5_config).eval()
+    if hasattr(stack, "set_input_embeddings"):
+        stack.set_input_embeddings(torch.nn.Embedding(128, 32))
+    put = lambda parameter, array: parameter.data.copy_(torch.from_numpy(np.array(array)))
+    put(stack.embed_tokens.weight, params["embedding"]["embedding"])
+    put(stack.final_layer_norm.weight, params["final_norm"]["scale"])
+    bias = stack.block[0].layer[0].SelfAttention.relative_attention_bias
+    put(bias.weight, params["position_bias"])
+    for block, layer in zip(stack.block, unstack_layers(params)["layers"], strict=True):
+        attention, feed_forward = block.layer[0], block.layer[-1]
+        put(attention.layer_norm.weight, layer["attention_norm"]["scale"])
+        for theirs, ours in (("q", "query"), ("k", "key"), ("v", "value")):
+            put(getattr(attention.SelfAttention, theirs).weight, layer["attention"][ours].reshape(32, 32).T)
+        put(attention.SelfAttention.o.weight, layer["attention"]["out"].reshape(32, 32).T)
+        put(feed_forward.layer_norm.weight, layer["mlp_norm"]["scale"])
+        dense = feed_forward.DenseReluDense
+        put(dense.wi_0.weight if gated else dense.wi.weight, layer["mlp"]["wide"].T)
+        if gated:
+            put(dense.wi_1.weight, layer["mlp"]["gate"].T)
+        put(dense.wo.weight, layer["mlp"]["narrow"].T)
+    tokens_BT = np.random.default_rng(1).integers(0, 128, (2, 50))
+    with torch.no_grad():
+        theirs_BTD = stack(input_ids=torch.from_numpy(tokens_BT)).last_hidden_state.numpy()
+    ours_BTV = Transformer(config).apply({"params": params}, tokens_BT)
+    np.testing.assert_allclose(ours_BTV, theirs_BTD @ np.asarray(params["head"]), atol=2e-5, rtol=2e-5)
+
+
+def test_buckets_by_the_published_rule():
+    distances = np.arange(-3, 400)
+    buckets = np.asarray(relative_position_bucket(jnp.asarray(distances), 32, 128))
+    expected = []
+    for distance in np.maximum(distances, 0):
+        if distance < 16:
+            expected.append(distance)
+        else:
+            expected.append(min(31, 16 + int(np.float32(np.log(distance / 16) / np.log(8) * 16) + 1e-6)))
+    np.testing.assert_array_equal(buckets, expected)
+
+
+def test_gradients_are_causal(float64):
+    # Twelve different tokens: the gradient by a row of the embedding is that by one position's input.
+    config = dataclasses.replace(CONFIG, dtype="float64", vocab_size=12)
+    params = init_params(config)
+
+    def logits_by_position(embedding_TD):
+        replaced = {**params, "embedding": {"embedding": embedding_TD}}
+        return Transformer(config).apply({"params": replaced}, jnp.arange(12)[None])[0].sum(-1)
+
+    jacobian = jax.jacobian(logits_by_position)(params["embedding"]["embedding"])
+    strength_TT = np.abs(np.asarray(jacobian)).sum(-1)
+    assert np.all(strength_TT[np.triu_indices(12, 1)] == 0)
+    assert np.all(strength_TT[np.tril_indices(12)] > 1e-9)
+
+
+@pytest.mark.parametrize("remat", ["minimal", "full"])
+def test_remat_changes_nothing(remat):
+    params = init_params(CONFIG)
+    tokens_BT = np.random.default_rng(0).integers(0, 128, (2, 16))
+
+    def loss(params, config):
+        return jnp.mean(jnp.square(Transformer(config).apply({"params": params}, tokens_BT)))
+
+    rematted = dataclasses.replace(CONFIG, remat=remat)
+    jaxpr = str(jax.make_jaxpr(jax.grad(loss), static_argnums=1)(params, rematted))
+    assert "remat" in jaxpr or "checkpoint" in jaxpr
+    expected = jax.grad(loss)(params, CONFIG)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), jax.grad(loss)(params, rematted), expected)
+
+
+def test_parameter_counts_of_the_paper():
+    for gated, millions in ((False, 151), (True, 201)):
+        config = TransformerConfig(1, 12, 16, 1024, 4096, gated_mlp=gated)
+        shapes = jax.eval_shape(Transformer(config).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+        count = sum(leaf.size for leaf in jax.tree.leaves(shapes["layers"]))
+        assert round(count / 1e6) == millions
+
+
+def test_dropout_acts_in_training_only():
+    config = dataclasses.replace(CONFIG, dropout_rate=0.5)
+    params = init_params(config)
+    tokens_BT = np.zeros((1, 8), int)
+    run = lambda seed: Transformer(config).apply(
+        {"params": params}, tokens_BT, deterministic=False, rngs={"dropout": jax.random.key(seed)}
+    )
+    assert not np.allclose(run(0), run(1))
+    np.testing.assert_array_equal(run(0), run(0))
+    plain = Transformer(CONFIG).apply({"params": params}, tokens_BT)
+    np.testing.assert_array_equal(Transformer(config).apply({"params": params}, tokens_BT), plain)
