@@ -13,12 +13,13 @@ def tone(rate, seconds=1.0, hz=440.0):
     return 0.5 * np.sin(2 * np.pi * hz * np.arange(int(rate * seconds)) / rate)
 
 
-@pytest.mark.parametrize("extension", ["wav", "flac", "ogg", "mp3"])
+# MP3 has two channels at most; Vorbis makes a woofer's of the sixth.
+@pytest.mark.parametrize(
+    ("extension", "channels"),
+    [*((e, c) for e in ("wav", "flac", "ogg", "mp3") for c in (1, 2)), ("wav", 6), ("flac", 6)],
+)
 @pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000])
-@pytest.mark.parametrize("channels", [1, 2, 6])
 def test_any_format_rate_and_channel_count(tmp_path, extension, rate, channels):
-    if extension == "mp3" and channels > 2:
-        pytest.skip("MP3 has no more than two channels")
     path = tmp_path / f"tone.{extension}"
     soundfile.write(path, np.repeat(tone(rate)[:, None], channels, axis=1), rate)
     wave_W = audio.read(path, 16000)

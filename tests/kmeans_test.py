@@ -10,8 +10,8 @@ from audiolm_jax import kmeans
 def blobs(num_points: int = 600, num_dims: int = 5, num_blobs: int = 8) -> np.ndarray:
     generator = np.random.default_rng(0)
     centers_KD = 4.0 * generator.normal(size=(num_blobs, num_dims))
-    points_MD = centers_KD[generator.integers(num_blobs, size=num_points)] + generator.normal(size=(num_points, num_dims))
-    return points_MD.astype(np.float32)
+    noise_MD = generator.normal(size=(num_points, num_dims))
+    return (centers_KD[generator.integers(num_blobs, size=num_points)] + noise_MD).astype(np.float32)
 
 
 def test_lloyd_from_the_same_seeds_is_scikit_learns():

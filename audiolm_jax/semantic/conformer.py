@@ -9,8 +9,8 @@ Shape suffixes: B batch, T queries, S keys, R relative distances, N heads, H hea
 F feed-forward, K kernel.
 """
 
+import dataclasses
 import functools
-from typing import Protocol
 
 import flax.linen as nn
 import jax
@@ -23,7 +23,8 @@ REMAT_POLICIES = {
 }
 
 
-class ConformerConfig(Protocol):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConformerConfig:
     """What a stack of blocks must be told.
 
     Attributes:
@@ -38,9 +39,9 @@ class ConformerConfig(Protocol):
     num_heads: int
     mlp_dim: int
     conv_kernel: int
-    dropout_rate: float
-    dtype: str
-    remat: str
+    dropout_rate: float = 0.0
+    dtype: str = "float32"
+    remat: str = "none"
 
 
 def dense(config: ConformerConfig, features: int, axes: tuple[str | None, str | None], name: str | None = None):
@@ -152,7 +153,7 @@ def depthwise_convolution(x_BTD: jax.Array, kernel_KD: jax.Array) -> jax.Array:
     """Centred convolution of each channel over time, zeros outside: K shifted products, which every backend fuses."""
     kernel, num_frames = kernel_KD.shape[0], x_BTD.shape[1]
     padded_BTD = jnp.pad(x_BTD, ((0, 0), ((kernel - 1) // 2, kernel // 2), (0, 0)))
-    return sum(padded_BTD[:, k : k + num_frames] * kernel_KD[k] for k in range(kernel))
+    return functools.reduce(jnp.add, [padded_BTD[:, k : k + num_frames] * kernel_KD[k] for k in range(kernel)])
 
 
 class Block(nn.Module):

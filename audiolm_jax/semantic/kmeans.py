@@ -56,7 +56,7 @@ def fit_clusters(
         running = add(running, x_BTD.reshape(-1, x_BTD.shape[-1]), mask_BT.reshape(-1))
         _add_to_sample(generator, sample_MD, x_BTD[mask_BT], num_seen)
         num_seen += int(mask_BT.sum())
-    if num_seen < num_clusters:
+    if running is None or num_seen < num_clusters:
         raise UserError(
             "more clusters than frames", f"num_clusters={num_clusters}, {num_seen} frames", "add audio or ask for fewer"
         )

@@ -19,17 +19,16 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from audiolm_jax.semantic.conformer import ConformerStack, dense, layer_norm
+from audiolm_jax.semantic.conformer import ConformerConfig, ConformerStack, dense, layer_norm
 
 
-@dataclasses.dataclass(frozen=True)
-class W2vBertConfig:
-    """Architecture; the fields of a config's `model`.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class W2vBertConfig(ConformerConfig):
+    """Architecture; these and `ConformerConfig`'s are the fields of a config's `model`.
 
     Attributes:
       sample_rate, num_mels: of the features.
       subsampling_channels: channels of the two 2-D convolutions (open in the paper).
-      embed_dim, mlp_dim, num_heads, conv_kernel, dropout_rate, dtype, remat: see `conformer.ConformerConfig`.
       num_contrastive_layers, num_masked_layers: blocks of the two modules.
       codebook_size, codebook_dim: K and G of the quantizer.
       noise_scale: standard deviation of the vectors that replace masked frames (open in the paper).
@@ -39,19 +38,12 @@ class W2vBertConfig:
     sample_rate: int
     num_mels: int
     subsampling_channels: int
-    embed_dim: int
-    mlp_dim: int
-    num_heads: int
-    conv_kernel: int
     num_contrastive_layers: int
     num_masked_layers: int
-    dropout_rate: float
     codebook_size: int
     codebook_dim: int
     noise_scale: float
     default_layer: int
-    dtype: str
-    remat: str
 
     @property
     def num_layers(self) -> int:

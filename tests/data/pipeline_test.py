@@ -73,7 +73,9 @@ def test_position_resumes_exactly(tokens):
 def test_an_epoch_holds_every_record_once(tokens):
     config = config_of(tokens, batch_size=1)
     batches = token_input(config).training(0, 1)
-    first = [int(b["decoder_target_tokens"][0][b["decoder_loss_weights"][0] > 0][0]) for b in itertools.islice(batches, 46)]
+    first = [
+        int(b["decoder_target_tokens"][0][b["decoder_loss_weights"][0] > 0][0]) for b in itertools.islice(batches, 46)
+    ]
     assert sorted(first[:23]) == sorted(first[23:]) and len(set(first[:23])) == 23
     assert first[:23] != first[23:]
 
@@ -151,7 +153,7 @@ def test_audio_position_resumes_exactly(recordings):
 
 
 def test_audio_evaluation_covers_every_sample(recordings):
-    (held_out,) = {r for r in range(6)} - {
+    (held_out,) = set(range(6)) - {
         int(w[0] * 10 + 1e-4)
         for b in itertools.islice(AudioInput(audio_config(recordings), print).training(0, 1), 40)
         for w in b["wave_BW"]

@@ -24,7 +24,14 @@ IDS = ["semantic", "coarse", "fine", "piano"]
 
 def model_of(stage, seed=0, dtype="float32"):
     config = TransformerConfig(
-        stage.vocab_size, num_layers=2, num_heads=2, embed_dim=16, mlp_dim=32, num_buckets=8, max_distance=30, dtype=dtype
+        stage.vocab_size,
+        num_layers=2,
+        num_heads=2,
+        embed_dim=16,
+        mlp_dim=32,
+        num_buckets=8,
+        max_distance=30,
+        dtype=dtype,
     )
     params = nn.unbox(Transformer(config).init(jax.random.key(seed), jnp.zeros((1, 4), jnp.int32))["params"])
     # A sharper output than at initialisation, so that sampling has something to choose from.
@@ -111,7 +118,14 @@ def test_deduplicated_stage_never_repeats_a_token():
     config, params = model_of(stage)
     prefix = stage.prefix(None, np.array([3]))
     codes, _ = decode_stage(
-        config, stage, params, [prefix] * 8, [60] * 8, [False] * 8, jax.random.split(jax.random.key(0), 8), Sampling(1.0)
+        config,
+        stage,
+        params,
+        [prefix] * 8,
+        [60] * 8,
+        [False] * 8,
+        jax.random.split(jax.random.key(0), 8),
+        Sampling(1.0),
     )
     tokens_BT = np.concatenate([np.full((8, 1), 3), np.stack(codes)[..., 0]], axis=1)
     assert np.all(tokens_BT[:, 1:] != tokens_BT[:, :-1])
@@ -138,13 +152,17 @@ def test_greedy_decoding_follows_the_largest_legal_logit():
     stage = STAGES[1]
     config, params = model_of(stage)
     prefix = prefix_of(stage, 6, 0)
-    codes, _ = decode_stage(config, stage, params, [prefix], [5], [False], jax.random.split(jax.random.key(0), 1), Sampling(0.0))
+    codes, _ = decode_stage(
+        config, stage, params, [prefix], [5], [False], jax.random.split(jax.random.key(0), 1), Sampling(0.0)
+    )
     tokens = list(prefix)
     for index in range(10):
         logits_V = Transformer(config).apply({"params": params}, np.array(tokens)[None])[0, -1]
         start = stage.level_start(index % 2)
         tokens.append(start + int(np.argmax(logits_V[start : start + 8])))
-    np.testing.assert_array_equal(stage.target.unflatten(np.array(tokens[len(prefix) :]) - stage.target_offset), codes[0])
+    np.testing.assert_array_equal(
+        stage.target.unflatten(np.array(tokens[len(prefix) :]) - stage.target_offset), codes[0]
+    )
 
 
 def test_level_logits_are_columns_of_the_full_output():

@@ -50,7 +50,9 @@ def test_greedy():
     np.testing.assert_array_equal(sample(keys_B, jnp.asarray(logits_BV), Sampling(0.0)), logits_BV.argmax(-1))
 
 
-@pytest.mark.parametrize("settings", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}, {"temperature": float("nan")}])
+@pytest.mark.parametrize(
+    "settings", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}, {"temperature": float("nan")}]
+)
 def test_settings_out_of_range(settings):
     with pytest.raises(UserError, match="out of range"):
         Sampling(**settings)

@@ -8,16 +8,7 @@ import pytest
 
 from audiolm_jax.semantic import conformer
 
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    embed_dim: int = 12
-    num_heads: int = 3
-    mlp_dim: int = 20
-    conv_kernel: int = 5
-    dropout_rate: float = 0.5
-    dtype: str = "float32"
-    remat: str = "none"
+CONFIG = conformer.ConformerConfig(embed_dim=12, num_heads=3, mlp_dim=20, conv_kernel=5, dropout_rate=0.5)
 
 
 def random_params(module: nn.Module, *arguments):
@@ -37,7 +28,7 @@ def ragged():
 
 @pytest.fixture(scope="module")
 def stack(ragged):
-    module = conformer.ConformerStack(Config(), num_layers=2)
+    module = conformer.ConformerStack(CONFIG, num_layers=2)
     params = random_params(module, ragged[0], ragged[1])
     return jax.jit(lambda x_BTD, mask_BT: module.apply({"params": params}, x_BTD, mask_BT)), params
 
@@ -60,7 +51,7 @@ def test_sinusoids_are_the_codes_of_the_distances():
 
 def test_attention_is_a_loop_over_queries_and_keys(ragged):
     x_BTD, mask_BT, lengths_B = ragged
-    module = conformer.RelativeAttention(Config())
+    module = conformer.RelativeAttention(CONFIG)
     positions_RD = conformer.sinusoids(9, 12)
     params = random_params(module, x_BTD, positions_RD, mask_BT)
     ours_BTD = np.asarray(jax.jit(module.apply)({"params": params}, x_BTD, positions_RD, mask_BT))
@@ -125,7 +116,7 @@ def test_a_stack_is_its_blocks_one_after_another(stack, ragged):
     for i in range(2):
         block = jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"])
         arguments = (x_BTD, conformer.sinusoids(9, 12), mask_BT, True)
-        x_BTD, _ = jax.jit(conformer.Block(Config()).apply, static_argnums=4)({"params": block}, *arguments)
+        x_BTD, _ = jax.jit(conformer.Block(CONFIG).apply, static_argnums=4)({"params": block}, *arguments)
     np.testing.assert_allclose(x_BTD, expected_BTD, atol=1e-5)
 
 
@@ -134,7 +125,7 @@ def test_remat_recomputes_and_changes_no_gradient(stack, ragged):
     x_BTD, mask_BT, _ = ragged
 
     def loss(remat):
-        module = conformer.ConformerStack(Config(remat=remat), num_layers=2)
+        module = conformer.ConformerStack(dataclasses.replace(CONFIG, remat=remat), num_layers=2)
         rngs = {"dropout": jax.random.key(5)}
         return lambda params: jnp.sum(module.apply({"params": params}, x_BTD, mask_BT, False, rngs=rngs) ** 2)
 
@@ -147,7 +138,7 @@ def test_remat_recomputes_and_changes_no_gradient(stack, ragged):
 def test_dropout_acts_in_training_only(stack, ragged):
     run, params = stack
     x_BTD, mask_BT, _ = ragged
-    module = conformer.ConformerStack(Config(), num_layers=2)
+    module = conformer.ConformerStack(CONFIG, num_layers=2)
     rngs = lambda seed: {"dropout": jax.random.key(seed)}
     train = jax.jit(lambda seed: module.apply({"params": params}, x_BTD, mask_BT, False, rngs=rngs(seed)))
     assert not np.allclose(train(0), train(1))

@@ -44,9 +44,15 @@ def test_clusters_are_of_normalised_frames_without_padding():
 
 
 def test_more_frames_than_fit_are_sampled_evenly(monkeypatch):
-    batches = [(np.arange(start, start + 200, dtype=np.float32)[None], np.array([200])) for start in range(0, 8000, 200)]
+    wave_W = np.arange(8000, dtype=np.float32)
+    batches = [(wave_W[None, start : start + 200], np.array([200])) for start in range(0, 8000, 200)]
     seen = []
-    monkeypatch.setattr(kmeans, "fit", lambda key, x_MD, *_: (seen.append(np.asarray(x_MD)), (x_MD[:2], 0.0))[1])
+
+    def fit(key, x_MD, num_clusters, num_iterations):
+        seen.append(np.asarray(x_MD))
+        return x_MD[:num_clusters], 0.0
+
+    monkeypatch.setattr(kmeans, "fit", fit)
     clusters = fit_clusters(WaveAsFeatures(), batches, 2, seed=0, layer=5, max_frames=500)
     np.testing.assert_allclose(clusters["mean"], [3999.0, 4000.0], rtol=1e-5)
     kept_M = seen[0][:, 0] * clusters["std"][0] + clusters["mean"][0]

@@ -38,16 +38,16 @@ def test_contrastive_loss_is_a_loop_over_frames_and_distractors(predictions):
     distractors_BTX = np.random.default_rng(1).integers(7, size=(2, 7, 5))
     ours = jax.jit(contrastive_totals)(predictions, jnp.asarray(spans_BT), jnp.asarray(distractors_BTX), 0.1)
     cosine = lambda a, b: a @ b / np.sqrt((a @ a) * (b @ b))
+    context_BTG, quantized_BTG = np.asarray(predictions.context_BTG), np.asarray(predictions.quantized_BTG)
+    codes_BT = np.asarray(predictions.selected_BT)
     losses, found = [], []
     for b, t in np.argwhere(spans_BT):
-        context_G = np.asarray(predictions.context_BTG[b, t])
-        similar = lambda s: cosine(context_G, np.asarray(predictions.quantized_BTG[b, s])) / 0.1
-        own_code = predictions.selected_BT[b, t]
-        others = [similar(s) for s in distractors_BTX[b, t] if predictions.selected_BT[b, s] != own_code]
+        similar_S = [cosine(context_BTG[b, t], quantized_G) / 0.1 for quantized_G in quantized_BTG[b]]
+        others = [similar_S[s] for s in distractors_BTX[b, t] if codes_BT[b, s] != codes_BT[b, t]]
         if others:
-            losses.append(np.log(np.sum(np.exp([similar(t), *others]))) - similar(t))
-            found.append(similar(t) > max(others))
-    assert 0 < len(losses)
+            losses.append(np.log(np.sum(np.exp([similar_S[t], *others]))) - similar_S[t])
+            found.append(similar_S[t] > max(others))
+    assert losses
     assert float(ours["contrastive"][1]) == len(losses)
     np.testing.assert_allclose(ours["contrastive"][0], sum(losses), rtol=1e-4)
     assert ours["contrastive_accuracy"] == (sum(found), len(losses))

@@ -15,7 +15,8 @@ def encoder(config, objective, state, batch):
 @pytest.fixture(scope="module")
 def tokenizer(config, encoder, batch):
     clusters = fit_clusters(encoder, [(batch["wave_BW"], batch["lengths_B"])], 6, seed=0, layer=2)
-    return SemanticTokenizer.from_weights(config, {"params": encoder.params, "statistics": encoder.statistics}, clusters)
+    weights = {"params": encoder.params, "statistics": encoder.statistics}
+    return SemanticTokenizer.from_weights(config, weights, clusters)
 
 
 def test_rates_and_sizes(encoder, tokenizer, batch):

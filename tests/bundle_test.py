@@ -1,0 +1,129 @@
+"""Parts and bundles: round trips, and everything that does not fit is refused by name."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import audiolm_jax
+from audiolm_jax import bundle
+from audiolm_jax.errors import UserError
+from audiolm_jax.parts import read_part, write_part
+from tests import tiny
+
+ROLES = ("codec", "semantic_tokenizer", *tiny.STAGES)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    return tiny.write_parts(tmp_path_factory.mktemp("parts"))
+
+
+def sources(parts, **changed):
+    return {role: parts[role] for role in ROLES} | changed
+
+
+def test_export_round_trip(parts, tmp_path):
+    part = read_part(parts["coarse"])
+    write_part(tmp_path, part)
+    again = read_part(tmp_path)
+    assert again.fingerprint() == part.fingerprint() and again.settings == part.settings and again.config == part.config
+    jax.tree.map(np.testing.assert_array_equal, again.weights, part.weights)
+
+
+def test_fingerprint_tells_weights_and_architecture_apart(parts):
+    part = read_part(parts["semantic"])
+    before = part.fingerprint()
+    part.weights["params"]["head"] = np.nextafter(part.weights["params"]["head"], np.float32(9))
+    assert part.fingerprint() != before
+
+
+def test_bundle_is_relocatable(parts, tmp_path):
+    bundle.write_bundle(sources(parts), tmp_path / "here")
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    model = audiolm_jax.load_bundle(tmp_path / "there")
+    assert set(model.stages) == set(tiny.STAGES) and set(model.fingerprints) == set(ROLES)
+    description = json.loads((tmp_path / "there" / "audiolm.json").read_text())
+    assert description["parts"]["codec"]["fingerprint"] == read_part(parts["codec"]).fingerprint()
+    assert sorted(path.suffix for path in (tmp_path / "there").rglob("*.*")) == [".json"] * 6 + [".safetensors"] * 5
+
+
+def test_missing_and_changed_parts_are_named(parts, tmp_path):
+    bundle.write_bundle(sources(parts), tmp_path / "b")
+    shutil.copytree(tmp_path / "b", tmp_path / "lacking")
+    shutil.rmtree(tmp_path / "lacking" / "coarse")
+    with pytest.raises(UserError, match="bundle lacks its part coarse"):
+        audiolm_jax.load_bundle(tmp_path / "lacking")
+    part = read_part(parts["coarse"])
+    part.weights["params"]["head"] += 1
+    shutil.rmtree(tmp_path / "b" / "coarse")
+    (tmp_path / "b" / "coarse").mkdir()
+    write_part(tmp_path / "b" / "coarse", part)
+    with pytest.raises(UserError, match="coarse is not the part that was bundled"):
+        audiolm_jax.load_bundle(tmp_path / "b")
+    with pytest.raises(UserError, match="not a bundle"):
+        audiolm_jax.load_bundle(parts["codec"])
+
+
+def test_fine_stage_may_not_be_left_out_where_it_is_needed(parts, tmp_path):
+    with pytest.raises(UserError, match="part fine is missing: the coarse stage predicts 1 of 3 levels"):
+        bundle.write_bundle(sources(parts, fine=None), tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_parts_that_do_not_fit_are_named(parts, tmp_path):
+    other = read_part(parts["codec"])
+    other.weights["codebooks"]["embedding"] = other.weights["codebooks"]["embedding"] + 1
+    (tmp_path / "other").mkdir()
+    write_part(tmp_path / "other", other)
+    with pytest.raises(UserError, match="semantic does not fit: it was trained on tokens of another codec"):
+        bundle.write_bundle(sources(parts, codec=str(tmp_path / "other")), tmp_path / "b")
+    with pytest.raises(UserError, match="coarse is not a coarse but a fine"):
+        bundle.write_bundle(sources(parts, coarse=parts["fine"]), tmp_path / "b")
+    with pytest.raises(UserError, match="run `audiolm fit-kmeans` first"):
+        bundle.write_bundle(sources(parts, semantic_tokenizer=parts["encoder"]), tmp_path / "b")
+    wide = read_part(parts["coarse"])
+    wide.config.stage.codebook_size = 32
+    (tmp_path / "wide").mkdir()
+    write_part(tmp_path / "wide", wide)
+    with pytest.raises(UserError, match="coarse does not fit: its codebook_size is 32, not 16"):
+        bundle.write_bundle(sources(parts, coarse=str(tmp_path / "wide")), tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"rubbish"), "part is damaged"),
+        (lambda folder: (folder / "config.json").write_text("{"), "part is damaged"),
+        (lambda folder: (folder / "config.json").unlink(), "part is damaged"),
+        (
+            lambda folder: (folder / "config.json").write_text('{"model_type": "hubert"}'),
+            "format version none: not ours",
+        ),
+        (lambda folder: (folder / "model.safetensors").unlink(), "no model here"),
+    ],
+)
+def test_damaged_parts(parts, tmp_path, damage, message):
+    folder = tmp_path / "part"
+    shutil.copytree(parts["codec"], folder)
+    damage(folder)
+    with pytest.raises(UserError, match=message):
+        audiolm_jax.load_codec(folder)
+
+
+def test_output_that_exists_is_refused(parts, tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "precious").touch()
+    with pytest.raises(UserError, match="output already exists"):
+        bundle.write_bundle(sources(parts), tmp_path / "b")
+    assert (tmp_path / "b" / "precious").exists()
+
+
+def test_encoder_without_clusters_gives_features_only(parts):
+    encoder = audiolm_jax.load_semantic_tokenizer(parts["encoder"])
+    wave_BW = np.random.default_rng(0).uniform(-0.1, 0.1, (1, 16000)).astype(np.float32)
+    assert encoder.features(wave_BW, layer=1).shape == (1, 25, 8)
+    with pytest.raises(UserError, match="fit-kmeans"):
+        encoder.encode(wave_BW)

@@ -1,0 +1,166 @@
+"""Generation with random weights: lengths, seeds, company, windows, end tokens, likelihood."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import audiolm_jax
+from audiolm_jax.errors import UserError
+from audiolm_jax.lm.sampling import Sampling
+from audiolm_jax.lm.stages import run_starts
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return audiolm_jax.load_bundle(tiny.write_bundle(tmp_path_factory.mktemp("bundle")))
+
+
+def prompts(count=2, samples=16000, seed=0):
+    return np.random.default_rng(seed).uniform(-0.3, 0.3, (count, samples)).astype(np.float32)
+
+
+def assert_sound(out):
+    assert np.isfinite(out.wave_BW).all()
+    for wave_W, length in zip(out.wave_BW, out.lengths_B, strict=True):
+        assert np.all(wave_W[length:] == 0)
+
+
+def test_continuation_has_the_prompt_and_exactly_the_seconds(model):
+    out = model.generate(prompts(2), seconds=1.5, num_samples=2, ignore_end=True)
+    assert out.sample_rate == 16000 and out.lengths_B.tolist() == [40000] * 4
+    assert out.wave_BW.shape == (4, 40000) and not out.ended_B.any()
+    codes_BTQ = model.codec.encode(prompts(2))
+    np.testing.assert_array_equal(out.acoustic_BTQ[::2, :50], codes_BTQ)
+    np.testing.assert_array_equal(out.acoustic_BTQ[1::2, :50], codes_BTQ)
+    np.testing.assert_array_equal(out.semantic_BT[::2, :25], model.tokenizer.encode(prompts(2)))
+    assert out.acoustic_BTQ.shape == (4, 125, tiny.LEVELS)
+    assert out.acoustic_BTQ.min() >= 0 and out.acoustic_BTQ.max() < tiny.CODES
+    assert set(out.tokens_per_second) == {"semantic", "coarse", "fine"}
+    assert_sound(out)
+
+
+@pytest.mark.parametrize("samples", [640, 1000, 7777])
+def test_any_prompt_length_gives_exactly_the_seconds(model, samples):
+    out = model.generate(prompts(1, samples), seconds=0.5, ignore_end=True)
+    assert out.lengths_B.tolist() == [samples + 8000]
+    assert_sound(out)
+
+
+def test_acoustic_generation_is_as_long_as_the_recording(model):
+    out = model.generate(prompts(1, 20123), mode="acoustic")
+    assert out.lengths_B.tolist() == [20123] and not out.ended_B.any()
+    np.testing.assert_array_equal(out.semantic_BT, model.tokenizer.encode(prompts(1, 20123)))
+    assert_sound(out)
+
+
+def test_unconditional_generation(model):
+    out = model.generate(mode="unconditional", seconds=1.0, num_samples=3, ignore_end=True)
+    assert out.lengths_B.tolist() == [16000] * 3
+    assert not np.array_equal(out.acoustic_BTQ[0], out.acoustic_BTQ[1])
+    assert_sound(out)
+
+
+def test_longer_than_every_crop(model):
+    # 0.6 s of prompt and 7 s of new audio, where the crops are 4, 2 and 1 s.
+    out = model.generate(prompts(1, 9600), seconds=7.0, ignore_end=True)
+    assert out.lengths_B.tolist() == [9600 + 7 * 16000]
+    assert out.acoustic_BTQ.shape == (1, 380, tiny.LEVELS) and out.acoustic_BTQ.min() >= 0
+    for level in range(tiny.LEVELS):
+        assert len(np.unique(out.acoustic_BTQ[0, 200:, level])) > 3
+    long = model.generate(prompts(1, 16000 * 5), mode="acoustic")
+    assert long.lengths_B.tolist() == [16000 * 5]
+
+
+def test_same_seed_same_audio(model):
+    first, again = (model.generate(prompts(1), seconds=0.6, seed=7) for _ in range(2))
+    np.testing.assert_array_equal(first.wave_BW, again.wave_BW)
+    other = model.generate(prompts(1), seconds=0.6, seed=8)
+    assert not np.array_equal(first.acoustic_BTQ, other.acoustic_BTQ)
+
+
+def test_samples_of_a_prompt_differ(model):
+    out = model.generate(prompts(1), seconds=0.6, num_samples=2, ignore_end=True)
+    assert not np.array_equal(out.acoustic_BTQ[0], out.acoustic_BTQ[1])
+
+
+def test_a_prompt_does_not_depend_on_its_company(model, float64):
+    stages = {
+        name: dataclasses.replace(
+            lm,
+            config=dataclasses.replace(lm.config, dtype="float64"),
+            params=jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), lm.params),
+        )
+        for name, lm in model.stages.items()
+    }
+    model = dataclasses.replace(model, stages=stages)
+    wave_BW = prompts(3, 20000)
+    lengths_B = np.array([20000, 9000, 15555])
+    together = model.generate(wave_BW, seconds=1.0, num_samples=2, lengths_B=lengths_B)
+    for row, length in enumerate(lengths_B):
+        alone = model.generate(wave_BW[row : row + 1, :length], seconds=1.0, num_samples=2)
+        for k in range(2):
+            frames = -(-alone.lengths_B[k] // 320)
+            assert together.lengths_B[2 * row + k] == alone.lengths_B[k]
+            np.testing.assert_array_equal(together.acoustic_BTQ[2 * row + k, :frames], alone.acoustic_BTQ[k, :frames])
+
+
+def test_settings_reach_their_stage(model):
+    greedy = {name: Sampling(0.0) for name in tiny.STAGES}
+    first = model.generate(prompts(1), seconds=0.6, num_samples=2, sampling=greedy, ignore_end=True)
+    np.testing.assert_array_equal(first.acoustic_BTQ[0], first.acoustic_BTQ[1])
+    warm = model.generate(
+        prompts(1), seconds=0.6, num_samples=2, sampling={**greedy, "fine": Sampling(1.0)}, ignore_end=True
+    )
+    np.testing.assert_array_equal(warm.acoustic_BTQ[..., :1], first.acoustic_BTQ[..., :1])
+    assert not np.array_equal(warm.acoustic_BTQ[0], warm.acoustic_BTQ[1])
+
+
+def test_end_tokens_shorten_and_ignore_end_does_not(model):
+    bold = {name: Sampling(4.0) for name in tiny.STAGES}
+    out = model.generate(prompts(1), seconds=4.0, num_samples=12, sampling=bold)
+    assert out.ended_B.any()
+    for length, ended, codes_TQ in zip(out.lengths_B, out.ended_B, out.acoustic_BTQ, strict=True):
+        assert (length < 5 * 16000) == ended and length >= 16000
+        assert np.sum(codes_TQ[:, 0] >= 0) == -(-length // 320)
+    assert_sound(out)
+    kept = model.generate(prompts(1), seconds=4.0, num_samples=12, sampling=bold, ignore_end=True)
+    assert not kept.ended_B.any() and set(kept.lengths_B) == {5 * 16000}
+
+
+def test_log_likelihood_is_the_plain_sum(model):
+    wave_BW, lengths_B = prompts(3, 30000), np.array([30000, 12345, 22222])
+    scores_B = model.log_likelihood(wave_BW, lengths_B, normalize=False)
+    lm = model.stages["semantic"]
+    from audiolm_jax.lm.transformer import Transformer
+
+    for row, length in enumerate(lengths_B):
+        semantic_T = model.tokenizer.encode(wave_BW[row : row + 1, :length])[0]
+        tokens = lm.stage.prefix(None, semantic_T[run_starts(semantic_T)])
+        logits_TV = Transformer(lm.config).apply({"params": lm.params}, tokens[None])[0]
+        log_probabilities_TV = jax.nn.log_softmax(logits_TV[:-1])
+        expected = sum(float(log_probabilities_TV[t, token]) for t, token in enumerate(tokens[1:]))
+        assert scores_B[row] == pytest.approx(expected, abs=1e-4)
+        normalized = model.log_likelihood(wave_BW[row : row + 1, :length])
+        assert normalized[0] == pytest.approx(expected / (len(tokens) - 1), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mode": "improvise"}, "unknown mode"),
+        ({"mode": "unconditional", "prompt_BW": prompts(1), "seconds": 1.0}, "a prompt is refused"),
+        ({"mode": "continuation"}, "no prompt"),
+        ({"mode": "acoustic", "prompt_BW": prompts(1), "seconds": 3.0}, "seconds are refused"),
+        ({"prompt_BW": prompts(1), "seconds": 0.0}, "seconds out of range"),
+        ({"prompt_BW": prompts(1), "num_samples": 0}, "num_samples"),
+        ({"prompt_BW": prompts(1, 639)}, "shorter than one semantic token"),
+        ({"prompt_BW": prompts(1)[0]}, r"\[B, W\]"),
+        ({"prompt_BW": prompts(1) * np.nan}, "finite|NaN"),
+    ],
+)
+def test_bad_requests(model, arguments, message):
+    with pytest.raises(UserError, match=message):
+        model.generate(**arguments)

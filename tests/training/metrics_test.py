@@ -1,0 +1,24 @@
+"""`metrics.jsonl`: full precision, cut back to the restored step, torn lines dropped."""
+
+import json
+
+import numpy as np
+
+from audiolm_jax.training.metrics import FILE, MetricsWriter, read_metrics
+
+
+def test_rows_after_the_restored_step_are_cut(tmp_path):
+    with MetricsWriter(tmp_path, 0) as writer:
+        for step in range(1, 8):
+            writer.write(step, {"loss": np.float32(1) / 3 * step})
+    with open(tmp_path / FILE, "a") as file:
+        file.write('{"step": 8, "lo')
+    assert [row["step"] for row in read_metrics(tmp_path / FILE)] == list(range(1, 8))
+    with MetricsWriter(tmp_path, 5) as writer:
+        writer.write(6, {"loss": 6.0, "vector": np.array([1.0, 2.0])})
+    rows = read_metrics(tmp_path / FILE)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert rows[-1]["vector"] == [1.0, 2.0]
+    assert rows[1]["loss"] == float(np.float32(1) / 3 * 2)
+    assert any(path.name.startswith("events.out.tfevents") for path in tmp_path.iterdir())
+    assert all(json.loads(line) for line in (tmp_path / FILE).read_text().splitlines())

@@ -1,0 +1,81 @@
+"""Meshes and partition specs: every parameter lands where the rules say."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from audiolm_jax.config import language_model_config
+from audiolm_jax.errors import UserError
+from audiolm_jax.training import sharding
+from audiolm_jax.training.registry import build_objective
+from tests import tiny
+
+
+def test_golden_specs_of_a_language_model():
+    objective = build_objective(language_model_config("coarse"))
+    abstract = jax.eval_shape(objective.init, jax.random.key(0))
+    mesh = AbstractMesh((2, 4, 2), sharding.MESH_AXES)
+    specs = jax.tree.map(lambda place: place.spec, sharding.state_shardings(abstract, mesh))
+    attention = {
+        "query": PartitionSpec(None, "fsdp", "tensor", None),
+        "key": PartitionSpec(None, "fsdp", "tensor", None),
+        "value": PartitionSpec(None, "fsdp", "tensor", None),
+        "out": PartitionSpec(None, "tensor", None, "fsdp"),
+    }
+    expected = {
+        "embedding": {"embedding": PartitionSpec("tensor", "fsdp")},
+        "final_norm": {"scale": PartitionSpec("fsdp")},
+        "head": PartitionSpec("fsdp", "tensor"),
+        "position_bias": PartitionSpec(None, "tensor"),
+        "layers": {
+            "attention": attention,
+            "attention_norm": {"scale": PartitionSpec(None, "fsdp")},
+            "mlp": {"wide": PartitionSpec(None, "fsdp", "tensor"), "narrow": PartitionSpec(None, "tensor", "fsdp")},
+            "mlp_norm": {"scale": PartitionSpec(None, "fsdp")},
+        },
+    }
+    assert specs["params"] == expected
+    moments = [leaf for leaf in jax.tree.leaves(specs["opt_state"]) if leaf != PartitionSpec()]
+    assert sorted(map(str, moments)) == sorted(2 * list(map(str, jax.tree.leaves(expected))))
+
+
+@pytest.mark.parametrize("objective", tiny.OVERRIDES)
+def test_every_axis_name_has_a_rule(objective):
+    abstract = jax.eval_shape(build_objective(tiny.config_of(objective)).init, jax.random.key(0))
+    places = sharding.state_shardings(abstract, AbstractMesh((1, 1, 1), sharding.MESH_AXES))
+    assert len(jax.tree.leaves(places)) == len(jax.tree.leaves(abstract))
+
+
+def test_misspelt_axis_name_is_an_error():
+    boxed = {"kernel": nn.LogicallyPartitioned(jnp.zeros((4, 4)), ("embed", "mpl"))}
+    with pytest.raises(KeyError, match="mpl"):
+        sharding.state_shardings(boxed, AbstractMesh((1, 1, 1), sharding.MESH_AXES))
+
+
+def test_axis_that_does_not_divide_is_named():
+    boxed = {"kernel": nn.LogicallyPartitioned(jnp.zeros((6, 4)), ("heads", "embed"))}
+    with pytest.raises(UserError, match="mesh does not divide the axis 'heads' of length 6: config.mesh.tensor=4"):
+        sharding.state_shardings(boxed, AbstractMesh((1, 1, 4), sharding.MESH_AXES))
+
+
+def test_single_channel_convolution_stays_whole():
+    boxed = nn.LogicallyPartitioned(jnp.zeros((7, 16, 1)), (None, "conv_in", "conv_out"))
+    mesh = AbstractMesh((1, 4, 1), sharding.MESH_AXES)
+    assert sharding.state_shardings(boxed, mesh).spec == PartitionSpec(None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        ({"data": 3, "fsdp": 1, "tensor": 1}, "mesh does not divide the 1 devices"),
+        ({"data": -1, "fsdp": -1, "tensor": 1}, "at most one of them -1"),
+        ({"data": 0, "fsdp": 1, "tensor": 1}, "1 or more"),
+        ({"data": -1, "fsdp": 1, "tensor": 2}, "mesh does not divide"),
+    ],
+)
+def test_impossible_meshes(mesh, message):
+    with pytest.raises(UserError, match=message):
+        sharding.make_mesh(ml_collections.ConfigDict(mesh))
