@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from audiolm_jax.codec import quantizer
@@ -138,7 +137,9 @@ def _cut(wave_BW: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
     """Zeros beyond each row's length."""
     batch, size = wave_BW.shape
     if lengths_B.shape != (batch,) or not np.issubdtype(lengths_B.dtype, np.integer):
-        raise UserError("lengths are not one integer a row", f"{lengths_B.dtype}{list(lengths_B.shape)}", f"give {batch}")
+        raise UserError(
+            "lengths are not one integer a row", f"{lengths_B.dtype}{list(lengths_B.shape)}", f"give {batch}"
+        )
     if batch and not 0 <= lengths_B.min() <= lengths_B.max() <= size:
         raise UserError(
             f"lengths from {lengths_B.min()} to {lengths_B.max()}", "lengths_B", f"waveforms have 0 … {size} samples"

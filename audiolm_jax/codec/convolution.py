@@ -59,9 +59,7 @@ def _backward(strides, padding, groups, saved, grad):
     # For the kernel: the input under the gradient, batch and channels changing places.
     by_channel, by_example = jnp.swapaxes(x, 0, -1), jnp.moveaxis(grad, 0, -2)
     around = [(low, k - 1 + extent - n - low) for k, low, n, extent in zip(taps, before, sizes, extents)]
-    kernel_grad = conv(
-        by_channel, by_example, (1,) * spatial, around, rhs_dilation=strides, batch_group_count=groups
-    )
+    kernel_grad = conv(by_channel, by_example, (1,) * spatial, around, rhs_dilation=strides, batch_group_count=groups)
     return x_grad, jnp.moveaxis(kernel_grad, 0, -2)
 
 

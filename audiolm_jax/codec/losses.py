@@ -18,12 +18,13 @@ def _hinge(logits_BT: jax.Array) -> jax.Array:
 
 def discriminator_loss(real: list[Judgement], fake: list[Judgement]) -> jax.Array:
     """Hinge loss of the discriminators, averaged over them, the batch and time (eq. 1)."""
-    return sum(_hinge(a.logits_BT) + _hinge(-b.logits_BT) for a, b in zip(real, fake)) / len(real)
+    losses = [_hinge(a.logits_BT) + _hinge(-b.logits_BT) for a, b in zip(real, fake)]
+    return jnp.mean(jnp.stack(losses))
 
 
 def adversarial_loss(fake: list[Judgement]) -> jax.Array:
     """Hinge loss of the codec, which wants its reconstructions taken for real (eq. 2)."""
-    return sum(_hinge(judgement.logits_BT) for judgement in fake) / len(fake)
+    return jnp.mean(jnp.stack([_hinge(judgement.logits_BT) for judgement in fake]))
 
 
 def feature_loss(real: list[Judgement], fake: list[Judgement]) -> jax.Array:
@@ -32,7 +33,7 @@ def feature_loss(real: list[Judgement], fake: list[Judgement]) -> jax.Array:
     The mean is over batch, time and channels (and frequency) alike; the paper writes out that over time only.
     """
     pairs = [pair for a, b in zip(real, fake) for pair in zip(a.features, b.features)]
-    return sum(jnp.mean(jnp.abs(a - b)) for a, b in pairs) / len(pairs)
+    return jnp.mean(jnp.stack([jnp.mean(jnp.abs(a - b)) for a, b in pairs]))
 
 
 def reconstruction_loss(
@@ -46,8 +47,8 @@ def reconstruction_loss(
 ) -> jax.Array:
     """Multi-scale spectral loss (eq. 4–5): L1 of mel spectrograms plus sqrt(s / 2) · L2 of their logarithms.
 
-    Windows s = 2^min … 2^max, hop s / 4, norms over the mel bins. The paper sums over frames and scales; here it is their
-    mean, so that neither the length of a crop nor the number of scales shifts the balance against the other losses.
+    Windows s = 2^min … 2^max, hop s / 4, norms over the mel bins. The paper sums over frames and scales; here it is
+    their mean, so that neither the length of a crop nor the number of scales shifts the balance against other losses.
 
     Returns:
       [B].

@@ -39,12 +39,6 @@ def soundstream_objective(
     model = SoundStreamConfig(**config.model)
     encoder, decoder = Encoder(model), Decoder(model)
     discriminators = discriminators_from_config(config)
-    reconstruction_fields = {name: config.loss[name] for name in ("num_mels", "min_log2_window", "max_log2_window")}
-    reconstruction_loss = functools.partial(
-        losses.reconstruction_loss, sample_rate=model.sample_rate, **reconstruction_fields
-    )
-    quantizer_fields = ("decay", "dead_code_threshold", "dead_code_share", "dropout")
-    quantize = functools.partial(quantizer.quantize, **{name: config.quantizer[name] for name in quantizer_fields})
 
     def init(key: jax.Array) -> State:
         encoder_key, decoder_key, codebook_key, discriminator_key = jax.random.split(key, 4)
@@ -73,13 +67,32 @@ def soundstream_objective(
     def reconstruct(generator, codebooks, batch: Batch, key: jax.Array):
         """((waveform [B, W], commitment), Quantized) of a training batch."""
         x_BTD = encoder.apply({"params": generator["encoder"]}, batch["wave_BW"])
-        quantized = quantize(codebooks, x_BTD, key, mask_BT=frames_mask(batch))
+        quantized = quantizer.quantize(
+            codebooks,
+            x_BTD,
+            key,
+            decay=config.quantizer.decay,
+            dead_code_threshold=config.quantizer.dead_code_threshold,
+            dead_code_share=config.quantizer.dead_code_share,
+            dropout=config.quantizer.dropout,
+            mask_BT=frames_mask(batch),
+        )
         wave_BW = decoder.apply({"params": generator["decoder"]}, quantized.vectors_BTD)
         return (wave_BW[:, : batch["wave_BW"].shape[1]], quantized.commitment), quantized
 
+    def spectral_loss(target_BW: jax.Array, wave_BW: jax.Array) -> jax.Array:
+        return losses.reconstruction_loss(
+            target_BW,
+            wave_BW,
+            sample_rate=model.sample_rate,
+            num_mels=config.loss.num_mels,
+            min_log2_window=config.loss.min_log2_window,
+            max_log2_window=config.loss.max_log2_window,
+        )
+
     def similarity(wave_BW: jax.Array, target_BW: jax.Array) -> tuple[jax.Array, Metrics]:
         """Weighted loss of a reconstruction by itself, and its parts."""
-        spectral = jnp.mean(reconstruction_loss(target_BW, wave_BW))
+        spectral = jnp.mean(spectral_loss(target_BW, wave_BW))
         waveform = jnp.mean(jnp.abs(target_BW - wave_BW))
         loss = config.loss.reconstruction_weight * spectral + config.loss.waveform_weight * waveform
         return loss, {"reconstruction": spectral, "waveform": waveform}
@@ -143,7 +156,7 @@ def soundstream_objective(
         for level in range(model.num_quantizers):
             metrics[f"perplexity_{level}"] = quantized.perplexity_Q[level]
             metrics[f"dead_codes_{level}"] = quantized.dead_Q[level]
-        metrics["gradient_norm"] = optax.global_norm(grads)
+        metrics["gradient_norm"] = optax.tree.norm(grads)
         return new_state, metrics
 
     def eval_step(state: State, batch: Batch, key: jax.Array) -> Totals:
@@ -161,7 +174,7 @@ def soundstream_objective(
         present_BT = (frame_starts_T < lengths_B[:, None]).astype(target_BW.dtype)
         rows = jnp.sum(present_B)
         return {
-            "loss": (jnp.sum(reconstruction_loss(target_BW, wave_BW) * present_B), rows),
+            "loss": (jnp.sum(spectral_loss(target_BW, wave_BW) * present_B), rows),
             "log_mel_distance": (jnp.sum(distance_BT * present_BT), jnp.sum(present_BT)),
             "si_sdr": (jnp.sum(losses.si_sdr(target_BW, wave_BW) * present_B), rows),
         }
@@ -201,6 +214,7 @@ def soundstream_objective(
 
 
 def _lengths(batch: Batch) -> jax.Array:
-    """Samples of each row that are not padding: int32 [B]."""
+    """Samples of each row that are not padding, int32 [B]: none in the rows that only fill up an evaluation batch."""
     batch_size, size = batch["wave_BW"].shape
-    return batch.get("lengths_B", jnp.full(batch_size, size, jnp.int32))
+    lengths_B = batch.get("lengths_B", jnp.full(batch_size, size, jnp.int32))
+    return jnp.where(batch["valid_B"] > 0, lengths_B, 0) if "valid_B" in batch else lengths_B

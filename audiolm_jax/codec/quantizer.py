@@ -179,7 +179,7 @@ def _draw(key: jax.Array, weights_M: jax.Array, count: int) -> jax.Array:
     """`count` indices of frames of weight 1, uniformly with replacement; any index where there is none."""
     rank_M = jnp.cumsum(weights_M.astype(jnp.int32))
     chosen = jax.random.randint(key, (count,), 1, jnp.maximum(rank_M[-1], 1) + 1, jnp.int32)
-    return jnp.searchsorted(rank_M, chosen)
+    return jnp.minimum(jnp.searchsorted(rank_M, chosen), len(rank_M) - 1)
 
 
 def fill_masked(key: jax.Array, x_MD: jax.Array, mask_M: jax.Array) -> jax.Array:
@@ -195,7 +195,12 @@ def perplexity(cluster_size_N: jax.Array) -> jax.Array:
 
 
 def fit_codebooks(
-    key: jax.Array, x_MD: jax.Array, num_quantizers: int, codebook_size: int, num_iterations: int, frames_per_step: float
+    key: jax.Array,
+    x_MD: jax.Array,
+    num_quantizers: int,
+    codebook_size: int,
+    num_iterations: int,
+    frames_per_step: float,
 ) -> Codebooks:
     """Codebooks from k-means, level by level on what the levels before leave of the frames.
 
@@ -206,19 +211,20 @@ def fit_codebooks(
       num_iterations: Lloyd iterations a level.
       frames_per_step: frames of one training batch, the scale of `cluster_size`.
     """
-    books = []
-    for level_key in jax.random.split(key, num_quantizers):
+
+    def level(x_MD, level_key):
         embedding_ND, _ = kmeans.fit(level_key, x_MD, codebook_size, num_iterations)
         codes_M = kmeans.nearest(x_MD, embedding_ND)
         share_N = jnp.zeros(codebook_size, x_MD.dtype).at[codes_M].add(1.0 / x_MD.shape[0])
         cluster_size_N = share_N * frames_per_step
-        books.append({
+        book = {
             "embedding": embedding_ND,
             "cluster_size": cluster_size_N,
             "embedding_sum": embedding_ND * cluster_size_N[:, None],
-        })
-        x_MD = x_MD - embedding_ND[codes_M]
-    return jax.tree.map(lambda *levels: jnp.stack(levels), *books)
+        }
+        return x_MD - embedding_ND[codes_M], book
+
+    return jax.lax.scan(level, x_MD, jax.random.split(key, num_quantizers))[1]
 
 
 def random_codebooks(key: jax.Array, num_quantizers: int, codebook_size: int, embed_dim: int) -> Codebooks:

@@ -66,7 +66,7 @@ def causal_conv(x_BTC: jax.Array, kernel_kIO: jax.Array, stride: int = 1, dilati
 
 
 def causal_conv_transpose(x_BTC: jax.Array, kernel_kIO: jax.Array, stride: int) -> jax.Array:
-    """Transposed convolution with k = 2 · stride: output[t · stride + i] += x[t] @ kernel[i], cut to T · stride samples.
+    """Transposed convolution with k = 2 · stride: output[t · stride + i] += x[t] @ kernel[i], cut to T · stride.
 
     As one matrix product and an overlap-add of two halves: five to ten times faster on a CPU than the compiler's
     convolution over an input full of zeros, and nothing but a matrix product on an accelerator.
@@ -85,7 +85,7 @@ def causal_conv_transpose(x_BTC: jax.Array, kernel_kIO: jax.Array, stride: int) 
 
 
 class CausalConv(nn.Module):
-    """`causal_conv`, or `causal_conv_transpose` where `transpose`, with its parameters: kernel [k, I, O] and bias [O]."""
+    """`causal_conv`, or its transpose, with their parameters: a kernel [k, I, O] and a bias [O]."""
 
     features: int
     kernel_size: int

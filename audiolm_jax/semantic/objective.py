@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
+from audiolm_jax.errors import UserError
 from audiolm_jax.objective import Batch, Metrics, Objective, State, Totals
 from audiolm_jax.semantic import features, masking
+from audiolm_jax.semantic.conformer import REMAT_POLICIES
 from audiolm_jax.semantic.w2v_bert import Predictions, W2vBert, W2vBertConfig
 
 
@@ -19,10 +21,13 @@ def w2v_bert_objective(config: ml_collections.ConfigDict, optimizer: optax.Gradi
     """The objective of a `w2v_bert_config`.
 
     A batch is {"wave_BW": float32, "lengths_B": int32 samples of each row}; a row of length 0 counts for nothing. The
-    state holds `step`, `params`, `statistics` (of the features, constant after
-    `warm_start`) and `opt_state`.
+    state holds `step`, `params`, `statistics` (of the features, constant after `warm_start`) and `opt_state`.
+
+    Raises:
+      UserError: fields of `config.model` that contradict each other.
     """
     model_config = W2vBertConfig(**config.model.to_dict())
+    _check(model_config)
     model = W2vBert(model_config)
 
     def predict(params, statistics, batch: Batch, key: jax.Array, temperature, deterministic: bool):
@@ -98,6 +103,18 @@ def w2v_bert_objective(config: ml_collections.ConfigDict, optimizer: optax.Gradi
         return {"params": state["params"], "statistics": state["statistics"]}
 
     return Objective(init, step, eval_step, weights, warm_start, config.statistics_batches)
+
+
+def _check(model: W2vBertConfig):
+    if model.embed_dim % model.num_heads:
+        where = f"config.model.num_heads={model.num_heads}"
+        raise UserError(f"heads do not divide embed_dim={model.embed_dim}", where, "choose a number that does")
+    if not 0 <= model.default_layer <= model.num_layers:
+        where = f"config.model.default_layer={model.default_layer}"
+        raise UserError("no such layer", where, f"choose 0 to {model.num_layers}")
+    if model.remat != "none" and model.remat not in REMAT_POLICIES:
+        known = ", ".join(("none", *REMAT_POLICIES))
+        raise UserError("unknown remat policy", f"config.model.remat={model.remat}", f"use one of {known}")
 
 
 def contrastive_totals(

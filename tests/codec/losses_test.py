@@ -60,9 +60,7 @@ def test_reconstruction_loss_is_equation_4_to_5():
 def test_reconstruction_loss_of_silence_has_a_gradient():
     silence_BW = jnp.zeros((1, 256))
     loss = lambda x: jnp.sum(
-        losses.reconstruction_loss(
-            silence_BW, x, sample_rate=16_000, num_mels=8, min_log2_window=6, max_log2_window=6
-        )
+        losses.reconstruction_loss(silence_BW, x, sample_rate=16_000, num_mels=8, min_log2_window=6, max_log2_window=6)
     )
     assert np.all(np.isfinite(jax.grad(loss)(silence_BW)))
     assert loss(silence_BW) < 1e-2

@@ -19,9 +19,7 @@ def small_config(**discriminator):
     config = soundstream_config()
     config.batch_size = 4
     config.crop_seconds = 0.032
-    config.model.update(
-        {"channels": 2, "strides": (2, 4), "embed_dim": 4, "num_quantizers": 2, "codebook_size": 8}
-    )
+    config.model.update({"channels": 2, "strides": (2, 4), "embed_dim": 4, "num_quantizers": 2, "codebook_size": 8})
     config.quantizer.update({"kmeans_iterations": 3})
     config.discriminator.update({
         "waveform_channels": (2, 2, 2), "waveform_scales": 2, "stft_channels": 1, "stft_window": 128, "stft_hop": 64,
@@ -82,9 +80,13 @@ def test_a_step_descends_the_gradients_of_both_sides(float64):
     def discriminator_loss(params):
         return losses.discriminator_loss(judge(params, wave_BW), judge(params, reconstruct(state["generator"])[0]))
 
+    @jax.jit
+    def expectations(state):
+        losses_and_names = ((generator_loss, "generator"), (discriminator_loss, "discriminator"))
+        return {name: jax.value_and_grad(loss)(state[name]) for loss, name in losses_and_names}
+
     new_state, metrics = jax.jit(objective.step)(state, {"wave_BW": wave_BW}, key)
-    for name, loss in (("generator", generator_loss), ("discriminator", discriminator_loss)):
-        value, grads = jax.jit(jax.value_and_grad(loss))(state[name])
+    for name, (value, grads) in expectations(state).items():
         assert metrics["loss" if name == "generator" else "discriminator"] == pytest.approx(float(value), rel=1e-9)
         expected = jax.tree.map(lambda parameter, grad: parameter - grad, state[name], grads)
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-7, atol=1e-9), new_state[name], expected)
@@ -141,17 +143,17 @@ def test_warm_start_fits_the_codebooks_to_the_encoder(trained):
 
 def test_evaluation_ignores_padding_and_filler_rows(trained):
     _, objective, _, states, _ = trained
-    evaluate = jax.jit(objective.eval_step)
-    wave_BW = tones(batch=3)
-    alone = evaluate(states[30], {"wave_BW": wave_BW[:2], "lengths_B": np.int32([512, 512])}, jax.random.key(0))
-    lengths_B = np.int32([512, 512, 0])
-    filled = evaluate(states[30], {"wave_BW": wave_BW, "lengths_B": lengths_B}, jax.random.key(0))
-    assert set(alone) == {"loss", "log_mel_distance", "si_sdr"}
-    assert alone["si_sdr"][1] == 2 and alone["log_mel_distance"][1] == 2 * 4
-    for name, totals in alone.items():
-        np.testing.assert_allclose(filled[name], totals, rtol=1e-4)
-    short = evaluate(states[30], {"wave_BW": wave_BW[:1], "lengths_B": np.int32([300])}, jax.random.key(0))
-    assert short["log_mel_distance"][1] == 2
+    evaluate = jax.jit(lambda wave_BW, lengths_B: objective.eval_step(
+        states[30], {"wave_BW": wave_BW, "lengths_B": lengths_B}, jax.random.key(0)
+    ))  # fmt: skip
+    wave_BW, noise_BW = tones(), 100.0 * tones(seed=1)
+    twice = evaluate(np.concatenate([wave_BW[:2], wave_BW[:2]]), np.int32([512, 512, 512, 512]))
+    filled = evaluate(np.concatenate([wave_BW[:2], noise_BW[2:]]), np.int32([512, 512, 0, 0]))
+    assert set(twice) == {"loss", "log_mel_distance", "si_sdr"}
+    assert filled["si_sdr"][1] == 2 and filled["log_mel_distance"][1] == 2 * 4
+    for name, (total, count) in twice.items():
+        np.testing.assert_allclose(filled[name], (total / 2, count / 2), rtol=1e-4)
+    assert evaluate(wave_BW, np.int32([300, 0, 0, 0]))["log_mel_distance"][1] == 2
 
 
 def test_weights_are_what_inference_needs(trained):

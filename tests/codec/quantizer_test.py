@@ -13,9 +13,7 @@ SETTINGS = {"decay": 0.9, "dead_code_threshold": 2.0, "dead_code_share": 0.1, "d
 def random_books(num_levels=3, num_codes=8, dimensions=5, shrink=0.3, seed=0):
     books = quantizer.random_codebooks(jax.random.key(seed), num_levels, num_codes, dimensions)
     scale_Q11 = shrink ** jnp.arange(num_levels)[:, None, None]
-    return {
-        **books, "embedding": books["embedding"] * scale_Q11, "embedding_sum": books["embedding_sum"] * scale_Q11
-    }
+    return {**books, "embedding": books["embedding"] * scale_Q11, "embedding_sum": books["embedding_sum"] * scale_Q11}
 
 
 def frames(batch=4, length=9, dimensions=5, seed=1):
@@ -194,7 +192,8 @@ def test_fitted_codebooks_leave_less_at_every_level():
         residual_BTD = encode_by_loops(books["embedding"][:level], x_MD[None])[1]
         errors.append(np.mean(residual_BTD**2))
         np.testing.assert_allclose(  # Codes are the means of their frames.
-            books["embedding_sum"][level - 1], books["embedding"][level - 1] * books["cluster_size"][level - 1][:, None],
+            books["embedding_sum"][level - 1],
+            books["embedding"][level - 1] * books["cluster_size"][level - 1][:, None],
             rtol=1e-5,
         )
     assert all(after < 0.7 * before for before, after in zip(errors, errors[1:], strict=False)), errors

@@ -6,15 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from audiolm_jax.codec.convolution import initialize
 from audiolm_jax.codec.soundstream import Decoder, Encoder, SoundStreamConfig, causal_conv, causal_conv_transpose
 
-TINY = SoundStreamConfig(
-    sample_rate=16_000, channels=2, strides=(2, 3), embed_dim=4, num_quantizers=2, codebook_size=8
-)
+TINY = SoundStreamConfig(sample_rate=16_000, channels=2, strides=(2, 3), embed_dim=4, num_quantizers=2, codebook_size=8)
 
 
 def params_of(module, *inputs):
-    return nn.meta.unbox(jax.jit(module.init)(jax.random.key(0), *inputs))
+    return {"params": nn.meta.unbox(initialize(module, jax.random.key(0), *inputs))}
 
 
 @pytest.mark.parametrize("taps, stride, dilation", [(7, 1, 1), (7, 1, 9), (1, 1, 1), (4, 2, 1), (10, 5, 1), (3, 1, 3)])

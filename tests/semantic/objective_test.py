@@ -2,10 +2,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from audiolm_jax.errors import UserError
 from audiolm_jax.semantic import features
-from audiolm_jax.semantic.objective import contrastive_totals, entropy, gumbel_temperature, masked_totals
+from audiolm_jax.semantic.objective import (
+    contrastive_totals,
+    entropy,
+    gumbel_temperature,
+    masked_totals,
+    w2v_bert_objective,
+)
 from audiolm_jax.semantic.w2v_bert import Predictions
 
 
@@ -166,3 +174,11 @@ def test_abstract_state_is_the_state(objective, state):
     shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree)
     assert shapes(abstract) == shapes(state)
     assert set(objective.weights(state)) == {"params", "statistics"}
+
+
+@pytest.mark.parametrize("field, value", [("num_heads", 3), ("default_layer", 4), ("remat", "some")])
+def test_fields_that_contradict_each_other_are_refused(field, value, config):
+    wrong = config.copy_and_resolve_references()
+    wrong.model[field] = value
+    with pytest.raises(UserError, match=f"config.model.{field}={value}"):
+        w2v_bert_objective(wrong, optax.adam(1e-3))
