@@ -3,14 +3,18 @@
 Every step leaves a finished folder behind, so a second run goes on where the first one stopped.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import pathlib
+import signal
+import subprocess
+import sys
 import time
+from collections.abc import Sequence
 
-import ml_collections
 import numpy as np
 
 from audiolm_jax import audio, bundle, commands, files
@@ -23,7 +27,6 @@ from audiolm_jax.evaluation.report import Clip, Curve, Group, Table, render
 from audiolm_jax.evaluation.unigram import unigram_losses
 from audiolm_jax.generate import AudioLM
 from audiolm_jax.lm.objective import stage_from_config
-from audiolm_jax.training.loop import train
 from audiolm_jax.training.metrics import FILE as METRICS_FILE
 from audiolm_jax.training.metrics import read_metrics
 
@@ -61,18 +64,16 @@ def quickstart(workdir: str, input_path: str | None = None, steps_scale: float =
     folder = files.make_folder(workdir)
     path = {name: str(folder / name) for name in (*RECIPES, "semantic_tokenizer", "tokens", "bundle")}
 
-    for name in ("codec", "w2v_bert"):
-        if status := train(_recipe(name, recordings_path, steps_scale), path[name]):
-            return status
+    if status := train_side_by_side(("codec", "w2v_bert"), recordings_path, folder, steps_scale):
+        return status
     if not os.path.isdir(path["semantic_tokenizer"]):
         commands.fit_kmeans(
             path["w2v_bert"], SEMANTIC_LAYER, recordings_path, NUM_CLUSTERS, 0, path["semantic_tokenizer"]
         )
     if not os.path.isdir(path["tokens"]):
         commands.tokenize(path["codec"], path["semantic_tokenizer"], recordings_path, path["tokens"])
-    for name in STAGES:
-        if status := train(_recipe(name, path["tokens"], steps_scale), path[name]):
-            return status
+    if status := train_side_by_side(STAGES, path["tokens"], folder, steps_scale):
+        return status
     if not os.path.isdir(path["bundle"]):
         bundle.write_bundle({role: path[role] for role in ("codec", "semantic_tokenizer", *STAGES)}, path["bundle"])
 
@@ -92,11 +93,41 @@ def _recordings_path(input_path: str | None) -> str:
     return str(shipped)
 
 
-def _recipe(name: str, data_dir: str, steps_scale: float) -> ml_collections.ConfigDict:
-    config = load_config(RECIPES[name])
-    config.data_dir = data_dir
-    config.num_train_steps = max(1, round(config.num_train_steps * steps_scale))
-    return config
+def train_side_by_side(names: Sequence[str], data_dir: str, folder: pathlib.Path, steps_scale: float) -> int:
+    """Trains several objectives at once, each in a process of its own: models this small leave cores idle.
+
+    SIGTERM is passed on, and Ctrl-C reaches the processes by itself: they save, and the next run resumes.
+
+    Returns:
+      the first exit status that is not 0, or 0. A process that fails has said why, and stops the others.
+    """
+    running = []
+    for position, name in enumerate(names):
+        config = load_config(RECIPES[name])
+        steps = max(1, round(config.num_train_steps * steps_scale))
+        arguments = [f"--config={RECIPES[name]}", f"--workdir={folder / name}", f"--config.data_dir={data_dir}"]
+        command = [sys.executable, "-m", "audiolm_jax", "train", *arguments, f"--config.num_train_steps={steps}"]
+        # On a terminal each progress bar has a line of its own.
+        line = {"TQDM_POSITION": str(position)} if sys.stderr.isatty() else {}
+        running.append(subprocess.Popen(command, env={**os.environ, **line}))
+
+    def pass_on(number, _):
+        for process in running:
+            process.send_signal(number)
+
+    previous = signal.signal(signal.SIGTERM, pass_on), signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        status = 0
+        while unfinished := [process for process in running if process.poll() is None]:
+            status = status or next((p.returncode for p in running if p.returncode), 0)
+            if status:
+                pass_on(signal.SIGTERM, None)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                unfinished[0].wait(timeout=0.5)
+        return status or next((process.returncode for process in running if process.returncode), 0)
+    finally:
+        signal.signal(signal.SIGTERM, previous[0])
+        signal.signal(signal.SIGINT, previous[1])
 
 
 def choose_prompts(recordings: list[manifest.Recording]) -> list[manifest.Recording]:

@@ -316,14 +316,15 @@ def test_disk_full(tmp_path, world):
         *tiny.flags_of("semantic"),
         "--config.num_train_steps=2",
     )
+    out, roles = tmp_path / "out", ("codec", "semantic_tokenizer", *tiny.STAGES)
     for arguments in (
-        ("decode", f"--codec={world['codec']}", f"--input={codes}", f"--output={tmp_path / 'out' / 'back.wav'}"),
-        ("generate", f"--bundle={world['bundle']}", "--mode=unconditional", "--seconds=1", f"--output={tmp_path / 'out'}"),
-        ("bundle", *(f"--{r}={world[r]}" for r in ("codec", "semantic_tokenizer", *tiny.STAGES)), f"--output={tmp_path / 'out' / 'b'}"),
+        ("decode", f"--codec={world['codec']}", f"--input={codes}", f"--output={out / 'back.wav'}"),
+        ("generate", f"--bundle={world['bundle']}", "--mode=unconditional", "--seconds=1", f"--output={out}"),
+        ("bundle", *(f"--{role}={world[role]}" for role in roles), f"--output={out / 'b'}"),
         (*train, f"--workdir={tmp_path / 'w'}"),
     ):  # fmt: skip
         result = limited(*arguments)
         last = result.stderr.strip().splitlines()[-1]
         assert result.returncode == 2, result.stderr[-3000:]
         assert last.startswith("error: File too large: ") and "Traceback" not in result.stderr
-        assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+        assert not [path for path in out.rglob("*") if path.is_file()]

@@ -44,5 +44,5 @@ def sample_distractors(key: jax.Array, spans_BT: jax.Array, num_distractors: int
     # Rounding may carry a product up to the bound itself.
     choice_BTX = jnp.clip(choice_BTX, 0, jnp.maximum(count_B11 - 2, 0))
     choice_BTX += choice_BTX >= rank_BT[..., None]
-    batch = jnp.arange(spans_BT.shape[0])[:, None, None]
-    return masked_first_BT[batch, jnp.minimum(choice_BTX, spans_BT.shape[1] - 1)].astype(jnp.int32)
+    choice_BTX = jnp.minimum(choice_BTX, spans_BT.shape[1] - 1)
+    return jnp.take_along_axis(masked_first_BT[:, None], choice_BTX, axis=2).astype(jnp.int32)

@@ -129,8 +129,8 @@ def contrastive_totals(
     similarity_BTS = jnp.einsum("BTG,BSG->BTS", context_BTG, quantized_BTG) / temperature
     positive_BT1 = jnp.diagonal(similarity_BTS, axis1=1, axis2=2)[..., None]
     negative_BTX = jnp.take_along_axis(similarity_BTS, distractors_BTX, axis=2)
-    batch = jnp.arange(spans_BT.shape[0])[:, None, None]
-    differs_BTX = predictions.selected_BT[batch, distractors_BTX] != predictions.selected_BT[..., None]
+    codes_BTX = jnp.take_along_axis(predictions.selected_BT[:, None], distractors_BTX, axis=2)
+    differs_BTX = codes_BTX != predictions.selected_BT[..., None]
     negative_BTX = jnp.where(differs_BTX, negative_BTX, -jnp.inf)
     losses_BT = jax.nn.logsumexp(jnp.concatenate([positive_BT1, negative_BTX], axis=-1), axis=-1) - positive_BT1[..., 0]
     found_BT = positive_BT1[..., 0] > jnp.max(negative_BTX, axis=-1)
