@@ -42,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs one command and exits with the contract's status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
+    if not debug:
+        # Storage libraries report a failed write from threads of their own as well; main reports it once.
+        sys.excepthook = sys.unraisablehook = lambda *_: None
     try:
         sys.exit(_run([argument for argument in arguments if argument != "--debug"]))
     except KeyboardInterrupt:

@@ -151,6 +151,7 @@ def generate(options: GenerateOptions) -> list[dict[str, Any]]:
     if not 0 < options.prompt_seconds < float("inf"):
         raise UserError("prompt_seconds out of range", options.prompt_seconds, "give more than 0")
     paths = [recording.path for prompt in options.prompt for recording in manifest.read_manifest(prompt)]
+    names = _unique_stems(paths) if paths else ["unconditional"]
     model = bundle.load_bundle(options.bundle)
     end = options.prompt_seconds if options.mode == "continuation" else None
     prompts = [audio.read(path, model.codec.sample_rate, end=end) for path in paths]
@@ -159,7 +160,6 @@ def generate(options: GenerateOptions) -> list[dict[str, Any]]:
         for name, lm in model.stages.items()
     }
     folder = files.make_folder(options.output)
-    names = _unique_stems(paths) if prompts else ["unconditional"]
     entries: list[dict[str, Any]] = []
     size = max(1, options.batch_rows // options.num_samples)
     settings = {name: dataclasses.asdict(stage) for name, stage in sampling.items()}

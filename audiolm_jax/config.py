@@ -4,6 +4,7 @@ A recipe is a file `configs/NAME.py` with `get_config()`; it calls one of the fu
 changes a few fields. Nothing here imports JAX, so `audiolm --help` stays quick.
 """
 
+import ast
 import difflib
 import importlib.util
 import json
@@ -119,7 +120,7 @@ def tiny_soundstream_config() -> ml_collections.ConfigDict:
     config.eval_every_steps = 500
     config.max_eval_batches = 32
     config.checkpoint_every_steps = 500
-    config.model.update({"channels": 8, "embed_dim": 32, "num_quantizers": 6, "codebook_size": 256})
+    config.model.update({"channels": 8, "embed_dim": 32, "num_quantizers": 6, "codebook_size": 32})
     config.quantizer.update({"decay": 0.98, "commitment_weight": 10.0, "kmeans_iterations": 10})
     config.discriminator.update({
         "waveform_channels": (4, 16, 32, 64, 64, 64), "waveform_group_width": 64, "stft_channels": 4,
@@ -246,15 +247,15 @@ def language_model_config(stage: str) -> ml_collections.ConfigDict:
 def tiny_language_model_config(stage: str) -> ml_collections.ConfigDict:
     """A stage over the tokens of `soundstream_tiny` and 64 clusters of `w2v_bert_tiny`: minutes on two CPU cores."""
     config = language_model_config(stage)
-    config.num_train_steps = 300
+    config.num_train_steps = 250
     config.batch_size = 4
     config.log_every_steps = 10
-    config.eval_every_steps = 100
+    config.eval_every_steps = 50
     config.checkpoint_every_steps = 100
     config.stage.update(
         {
             "num_clusters": 64,
-            "codebook_size": 256,
+            "codebook_size": 32,
             "num_quantizers": 6,
             "num_coarse_quantizers": 2,
             "crop_seconds": {"semantic": 10.0, "coarse": 5.0, "fine": 1.5}[stage],
@@ -267,10 +268,10 @@ def tiny_language_model_config(stage: str) -> ml_collections.ConfigDict:
             "embed_dim": 128,
             "mlp_dim": 512,
             "dtype": "float32",
-            "dropout_rate": 0.1,
+            "dropout_rate": 0.2,
         }
     )
-    config.optimizer.update({"learning_rate": 2e-3, "warmup_steps": 30})
+    config.optimizer.update({"learning_rate": 1.5e-3, "warmup_steps": 30})
     config.input.update({"num_threads": 2, "prefetch_batches": 2})
     return config
 
@@ -335,6 +336,9 @@ def _apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str]
             close = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean config.{close[0]}?" if close else f"fields are {', '.join(known)}"
             raise UserError("unknown config field", f"config.{name}", hint)
+        default = known[name]
+        if isinstance(default, tuple) and "=" in override:
+            _check_elements(name, default, override.partition("=")[2])
         if "=" not in override:
             raise UserError("config field without a value", f"config.{name}", f"write --config.{name}=VALUE")
         arguments = ["audiolm", f"--config.{name}={override.partition('=')[2]}"]
@@ -348,6 +352,18 @@ def _apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str]
                 f"value of the wrong type ({error})", f"config.{name}", f"give a value of type {wanted}"
             ) from error
     return config
+
+
+def _check_elements(name: str, default: tuple, text: str):
+    """Raises a UserError where the elements of a tuple are not of the default's type (the flags take any)."""
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        value = None
+    kinds = {type(element) for element in default}
+    if not isinstance(value, tuple | list) or {type(element) for element in value} - kinds:
+        wanted = f"a tuple of {' or '.join(sorted(kind.__name__ for kind in kinds))}"
+        raise UserError(f"value of the wrong type ({text})", f"config.{name}", f"give {wanted}, such as {default}")
 
 
 def flat(config: ml_collections.ConfigDict) -> dict[str, object]:

@@ -25,7 +25,8 @@ OVERRIDES = {
     },
     "w2v_bert": {
         "batch_size": 2, "crop_seconds": 1.0, "model.embed_dim": 8, "model.mlp_dim": 8, "model.num_heads": 2,
-        "model.subsampling_channels": 2, "model.num_contrastive_layers": 1, "model.num_masked_layers": 1,
+        "model.subsampling_channels": 2,
+        "model.default_layer": 1, "model.num_contrastive_layers": 1, "model.num_masked_layers": 1,
         "model.codebook_size": 8, "model.codebook_dim": 8, "loss.num_distractors": 4,
     },
     **{

@@ -14,6 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from audiolm_jax.codec.convolution import INITIAL_SCALES
+
 DILATIONS = (1, 3, 9)
 
 
@@ -96,7 +98,9 @@ class CausalConv(nn.Module):
     @nn.compact
     def __call__(self, x_BTC: jax.Array) -> jax.Array:
         shape = (self.kernel_size, x_BTC.shape[-1], self.features)
-        kernel_init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), (None, "conv_in", "conv_out"))
+        scale = INITIAL_SCALES.get(self.name, 1.0)
+        normal = nn.initializers.variance_scaling(scale**2, "fan_in", "truncated_normal")
+        kernel_init = nn.with_logical_partitioning(normal, (None, "conv_in", "conv_out"))
         bias_init = nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",))
         kernel_kIO = self.param("kernel", kernel_init, shape, jnp.float32)
         bias_O = self.param("bias", bias_init, shape[2:], jnp.float32)

@@ -1,6 +1,7 @@
 """Optimisers and learning-rate schedules from a config's `optimizer` fields."""
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import optax
 
@@ -14,7 +15,7 @@ def make_schedule(optimizer: ml_collections.ConfigDict, num_train_steps: int) ->
         case "constant":
             decay = optax.constant_schedule(peak)
         case "rsqrt":
-            decay = lambda step: peak * (max(warmup, 1) / (step + max(warmup, 1))) ** 0.5  # noqa: E731
+            decay = lambda step: peak * jnp.sqrt(max(warmup, 1) / (jnp.maximum(step, 0) + max(warmup, 1)))
         case "cosine":
             decay = optax.cosine_decay_schedule(peak, max(num_train_steps - warmup, 1))
         case other:

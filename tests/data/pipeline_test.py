@@ -13,7 +13,7 @@ from audiolm_jax.data.pipeline import AudioInput, TokenInput
 from audiolm_jax.errors import UserError
 from audiolm_jax.lm.objective import stage_from_config
 
-METADATA = token_dataset.TokenMetadata("c" * 8, "s" * 8, 64, 256, 6, 25, 50, 16000, 1.5)
+METADATA = token_dataset.TokenMetadata("c" * 8, "s" * 8, 64, 32, 6, 25, 50, 16000, 1.5)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_evaluation_reads_everything_once(tokens):
 def test_dataset_that_does_not_fit_is_refused_by_field(tokens):
     config = config_of(tokens)
     config.stage.codebook_size = 512
-    with pytest.raises(UserError, match="config.stage.codebook_size=512 but the tokens have 256"):
+    with pytest.raises(UserError, match="config.stage.codebook_size=512 but the tokens have 32"):
         token_input(config)
     with pytest.raises(UserError, match="no token dataset"):
         token_input(config_of(tokens + "/nowhere"))
