@@ -42,11 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs one command and exits with the contract's status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
-    if not debug:
-        # Storage libraries report a failed write from threads of their own as well; main reports it once.
-        sys.excepthook = sys.unraisablehook = lambda *_: None
     try:
-        sys.exit(_run([argument for argument in arguments if argument != "--debug"]))
+        sys.exit(_run(arguments))
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except BrokenPipeError:
@@ -87,7 +84,19 @@ def _fail(message: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
+def _quiet_libraries():
+    """Storage libraries log a failed write with its traceback, from threads of their own too; `main` reports it once."""
+    from absl import logging as absl_logging
+
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    sys.unraisablehook = lambda _: None
+
+
 def _run(arguments: list[str]) -> int:
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if not debug:
+        _quiet_libraries()
     parser = _build_parser()
     options, rest = parser.parse_known_args(arguments)
     unknown = [r for r in rest if not (options.takes_overrides and r.startswith("--config."))]
