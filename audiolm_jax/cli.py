@@ -85,7 +85,7 @@ def _fail(message: str, status: int) -> NoReturn:
 
 
 def _quiet_libraries():
-    """Storage libraries log a failed write with its traceback, from threads of their own too; `main` reports it once."""
+    """Storage libraries log a failed write with its traceback, from several threads; `main` reports it once."""
     from absl import logging as absl_logging
 
     absl_logging.set_verbosity(absl_logging.FATAL)
