@@ -106,3 +106,11 @@ def test_kernels_name_their_channels():
     specs = nn.get_partition_spec(boxed)["params"]
     assert tuple(specs["down_1"]["kernel"]) == (None, "conv_in", "conv_out")
     assert tuple(specs["unit_0_2"]["dilated"]["bias"]) == ("conv_out",)
+
+
+def test_residual_units_start_near_the_identity():
+    config = SoundStreamConfig(16_000, 32, (2, 2), 4, 2, 8)
+    params = params_of(Encoder(config), jnp.zeros((1, 4)))["params"]
+    # 64 channels: a kernel of variance 1 / fan-in would have a deviation of 1 / 8.
+    assert np.std(params["unit_1_0"]["mix"]["kernel"]) == pytest.approx(0.1 / 8, rel=0.1)
+    assert np.std(params["unit_1_0"]["dilated"]["kernel"]) == pytest.approx((7 * 64) ** -0.5, rel=0.1)
