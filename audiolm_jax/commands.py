@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,13 +19,9 @@ from audiolm_jax.generate import Generation, check_request
 from audiolm_jax.lm.sampling import Sampling
 from audiolm_jax.parts import Part, read_part, write_part
 from audiolm_jax.semantic.kmeans import fit_clusters
+from audiolm_jax.training.loop import report
 
 BATCH_SECONDS = 60.0
-
-
-def report(line: str):
-    """One line on standard error, above a progress bar."""
-    tqdm.tqdm.write(line, file=sys.stderr)
 
 
 def fit_kmeans(encoder: str, layer: int, input_path: str, num_clusters: int, seed: int, output: str):

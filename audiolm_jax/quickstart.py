@@ -27,6 +27,7 @@ from audiolm_jax.evaluation.report import Clip, Curve, Group, Table, render
 from audiolm_jax.evaluation.unigram import unigram_losses
 from audiolm_jax.generate import AudioLM
 from audiolm_jax.lm.objective import stage_from_config
+from audiolm_jax.training.loop import report
 from audiolm_jax.training.metrics import FILE as METRICS_FILE
 from audiolm_jax.training.metrics import read_metrics
 
@@ -78,7 +79,7 @@ def quickstart(workdir: str, input_path: str | None = None, steps_scale: float =
         bundle.write_bundle({role: path[role] for role in ("codec", "semantic_tokenizer", *STAGES)}, path["bundle"])
 
     results = _generate_and_measure(folder, recordings_path, prompts, time.monotonic() - start)
-    commands.report(f"quickstart: {(time.monotonic() - start) / 60:.1f} minutes")
+    report(f"quickstart: {(time.monotonic() - start) / 60:.1f} minutes")
     print(json.dumps(results, indent=2))
     print(f"report: {folder / 'report.html'}")
     return 0
