@@ -1,5 +1,6 @@
 """Adversarial training of the codec, as an `Objective` (SoundStream, arXiv 2107.03312 §III)."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Iterable
@@ -37,112 +38,145 @@ def soundstream_objective(
     as it was before the step. Until `discriminator.start_step` the discriminators stay out of it.
     """
     model = SoundStreamConfig(**config.model)
-    encoder, decoder = Encoder(model), Decoder(model)
-    discriminators = discriminators_from_config(config)
+    training = _Training(
+        config, model, discriminators_from_config(config), generator_optimizer, discriminator_optimizer
+    )
+    frames_per_batch = config.batch_size * math.ceil(config.crop_seconds * model.frame_rate)
+    return Objective(
+        init=training.init,
+        step=training.step,
+        eval_step=training.eval_step,
+        weights=lambda state: {"generator": state["generator"], "codebooks": state["codebooks"]},
+        warm_start=training.warm_start,
+        warm_start_batches=math.ceil(config.quantizer.kmeans_frames_per_code * model.codebook_size / frames_per_batch),
+    )
 
-    def init(key: jax.Array) -> State:
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Training:
+    """The parts of a codec's training and the functions of its `Objective`."""
+
+    config: ml_collections.ConfigDict
+    model: SoundStreamConfig
+    discriminators: Discriminators
+    generator_optimizer: optax.GradientTransformation
+    discriminator_optimizer: optax.GradientTransformation
+
+    @property
+    def encoder(self) -> Encoder:
+        return Encoder(self.model)
+
+    @property
+    def decoder(self) -> Decoder:
+        return Decoder(self.model)
+
+    def init(self, key: jax.Array) -> State:
         encoder_key, decoder_key, codebook_key, discriminator_key = jax.random.split(key, 4)
-        wave_BW = jnp.zeros((1, max(model.hop_length, config.discriminator.stft_window)), jnp.float32)
+        wave_BW = jnp.zeros((1, max(self.model.hop_length, self.config.discriminator.stft_window)), jnp.float32)
         generator = {
-            "encoder": initialize(encoder, encoder_key, wave_BW),
-            "decoder": initialize(decoder, decoder_key, jnp.zeros((1, 1, model.embed_dim), jnp.float32)),
+            "encoder": initialize(self.encoder, encoder_key, wave_BW),
+            "decoder": initialize(self.decoder, decoder_key, jnp.zeros((1, 1, self.model.embed_dim), jnp.float32)),
         }
-        discriminator = initialize(discriminators, discriminator_key, wave_BW)
+        discriminator = initialize(self.discriminators, discriminator_key, wave_BW)
         return {
             "step": jnp.int32(0),
             "generator": generator,
             "codebooks": quantizer.random_codebooks(
-                codebook_key, model.num_quantizers, model.codebook_size, model.embed_dim
+                codebook_key, self.model.num_quantizers, self.model.codebook_size, self.model.embed_dim
             ),
             "discriminator": discriminator,
-            "generator_opt": generator_optimizer.init(generator),
-            "discriminator_opt": discriminator_optimizer.init(discriminator),
+            "generator_opt": self.generator_optimizer.init(generator),
+            "discriminator_opt": self.discriminator_optimizer.init(discriminator),
         }
 
-    def frames_mask(batch: Batch) -> jax.Array:
+    def frames_mask(self, batch: Batch) -> jax.Array:
         """True for frames that hold any of a row's own samples: [B, T]."""
-        starts_T = jnp.arange(0, batch["wave_BW"].shape[1], model.hop_length)
+        starts_T = jnp.arange(0, batch["wave_BW"].shape[1], self.model.hop_length)
         return starts_T < _lengths(batch)[:, None]
 
-    def reconstruct(generator, codebooks, batch: Batch, key: jax.Array):
+    def reconstruct(self, generator, codebooks, batch: Batch, key: jax.Array):
         """((waveform [B, W], commitment), Quantized) of a training batch."""
-        x_BTD = encoder.apply({"params": generator["encoder"]}, batch["wave_BW"])
+        x_BTD = self.encoder.apply({"params": generator["encoder"]}, batch["wave_BW"])
         quantized = quantizer.quantize(
             codebooks,
             x_BTD,
             key,
-            decay=config.quantizer.decay,
-            dead_code_threshold=config.quantizer.dead_code_threshold,
-            dead_code_share=config.quantizer.dead_code_share,
-            dropout=config.quantizer.dropout,
-            mask_BT=frames_mask(batch),
+            decay=self.config.quantizer.decay,
+            dead_code_threshold=self.config.quantizer.dead_code_threshold,
+            dead_code_share=self.config.quantizer.dead_code_share,
+            dropout=self.config.quantizer.dropout,
+            mask_BT=self.frames_mask(batch),
         )
-        wave_BW = decoder.apply({"params": generator["decoder"]}, quantized.vectors_BTD)
+        wave_BW = self.decoder.apply({"params": generator["decoder"]}, quantized.vectors_BTD)
         return (wave_BW[:, : batch["wave_BW"].shape[1]], quantized.commitment), quantized
 
-    def spectral_loss(target_BW: jax.Array, wave_BW: jax.Array) -> jax.Array:
+    def spectral_loss(self, target_BW: jax.Array, wave_BW: jax.Array) -> jax.Array:
         return losses.reconstruction_loss(
             target_BW,
             wave_BW,
-            sample_rate=model.sample_rate,
-            num_mels=config.loss.num_mels,
-            min_log2_window=config.loss.min_log2_window,
-            max_log2_window=config.loss.max_log2_window,
+            sample_rate=self.model.sample_rate,
+            num_mels=self.config.loss.num_mels,
+            min_log2_window=self.config.loss.min_log2_window,
+            max_log2_window=self.config.loss.max_log2_window,
         )
 
-    def similarity(wave_BW: jax.Array, target_BW: jax.Array) -> tuple[jax.Array, Metrics]:
+    def similarity(self, wave_BW: jax.Array, target_BW: jax.Array) -> tuple[jax.Array, Metrics]:
         """Weighted loss of a reconstruction by itself, and its parts."""
-        spectral = jnp.mean(spectral_loss(target_BW, wave_BW))
+        spectral = jnp.mean(self.spectral_loss(target_BW, wave_BW))
         waveform = jnp.mean(jnp.abs(target_BW - wave_BW))
-        loss = config.loss.reconstruction_weight * spectral + config.loss.waveform_weight * waveform
+        loss = self.config.loss.reconstruction_weight * spectral + self.config.loss.waveform_weight * waveform
         return loss, {"reconstruction": spectral, "waveform": waveform}
 
-    def judge(params, wave_BW: jax.Array, target_BW: jax.Array) -> tuple[list[Judgement], list[Judgement]]:
+    def judge(self, params, wave_BW: jax.Array, target_BW: jax.Array) -> tuple[list[Judgement], list[Judgement]]:
         """Judgements of real and reconstructed waveforms, in one pass over both."""
         batch, size = wave_BW.shape
         # Pairs side by side: on a mesh every row stays on its device.
         pairs_BW = jnp.stack([target_BW, wave_BW], axis=1).reshape(2 * batch, size)
-        judgements = discriminators.apply({"params": params}, pairs_BW)
+        judgements = self.discriminators.apply({"params": params}, pairs_BW)
         side = lambda index: jax.tree.map(lambda x: x.reshape(batch, 2, *x.shape[1:])[:, index], judgements)
         return side(0), side(1)
 
-    def deception(judgements: tuple[list[Judgement], list[Judgement]]) -> tuple[jax.Array, Metrics]:
+    def deception(self, judgements: tuple[list[Judgement], list[Judgement]]) -> tuple[jax.Array, Metrics]:
         """Weighted loss that the discriminators mean for the codec, and its parts."""
         real, fake = judgements
         adversarial, feature = losses.adversarial_loss(fake), losses.feature_loss(real, fake)
-        loss = config.loss.adversarial_weight * adversarial + config.loss.feature_weight * feature
+        loss = self.config.loss.adversarial_weight * adversarial + self.config.loss.feature_weight * feature
         return loss, {"adversarial": adversarial, "feature": feature}
 
-    def compete(discriminator, opt_state, wave_BW: jax.Array, target_BW: jax.Array):
+    def compete(self, discriminator, opt_state, wave_BW: jax.Array, target_BW: jax.Array):
         """(codec's loss, its gradient for the waveform, new discriminator, its optimiser's state, metrics)."""
-        judgements, pull_back = jax.vjp(functools.partial(judge, target_BW=target_BW), discriminator, wave_BW)
-        (loss, metrics), to_codec = jax.value_and_grad(deception, has_aux=True)(judgements)
+        judgements, pull_back = jax.vjp(functools.partial(self.judge, target_BW=target_BW), discriminator, wave_BW)
+        (loss, metrics), to_codec = jax.value_and_grad(self.deception, has_aux=True)(judgements)
         discriminator_loss, to_discriminator = jax.value_and_grad(lambda x: losses.discriminator_loss(*x))(judgements)
         wave_grad_BW = pull_back(to_codec)[1]
-        updates, opt_state = discriminator_optimizer.update(pull_back(to_discriminator)[0], opt_state, discriminator)
+        updates, opt_state = self.discriminator_optimizer.update(
+            pull_back(to_discriminator)[0], opt_state, discriminator
+        )
         metrics["discriminator"] = discriminator_loss
         return loss, wave_grad_BW, optax.apply_updates(discriminator, updates), opt_state, metrics
 
-    def wait(discriminator, opt_state, wave_BW: jax.Array, target_BW: jax.Array):
+    def wait(self, discriminator, opt_state, wave_BW: jax.Array, target_BW: jax.Array):
         """What `compete` returns, before the discriminators take part."""
         del target_BW
         zero = jnp.zeros((), wave_BW.dtype)
         metrics = {name: zero for name in ("adversarial", "feature", "discriminator")}
         return zero, jnp.zeros_like(wave_BW), discriminator, opt_state, metrics
 
-    def step(state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
+    def step(self, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
         target_BW = batch["wave_BW"]
         (wave_BW, commitment), pull_back, quantized = jax.vjp(
-            lambda generator: reconstruct(generator, state["codebooks"], batch, key), state["generator"], has_aux=True
+            lambda generator: self.reconstruct(generator, state["codebooks"], batch, key),
+            state["generator"],
+            has_aux=True,
         )
-        (loss, metrics), wave_grad_BW = jax.value_and_grad(similarity, has_aux=True)(wave_BW, target_BW)
-        started = state["step"] >= config.discriminator.start_step
+        (loss, metrics), wave_grad_BW = jax.value_and_grad(self.similarity, has_aux=True)(wave_BW, target_BW)
+        started = state["step"] >= self.config.discriminator.start_step
         deception_loss, deception_grad_BW, discriminator, discriminator_opt, more_metrics = jax.lax.cond(
-            started, compete, wait, state["discriminator"], state["discriminator_opt"], wave_BW, target_BW
+            started, self.compete, self.wait, state["discriminator"], state["discriminator_opt"], wave_BW, target_BW
         )
-        commitment_weight = config.quantizer.commitment_weight
+        commitment_weight = self.config.quantizer.commitment_weight
         (grads,) = pull_back((wave_grad_BW + deception_grad_BW, jnp.full_like(commitment, commitment_weight)))
-        updates, generator_opt = generator_optimizer.update(grads, state["generator_opt"], state["generator"])
+        updates, generator_opt = self.generator_optimizer.update(grads, state["generator_opt"], state["generator"])
         new_state = {
             "step": state["step"] + 1,
             "generator": optax.apply_updates(state["generator"], updates),
@@ -153,40 +187,40 @@ def soundstream_objective(
         }
         total = loss + deception_loss + commitment_weight * commitment
         metrics = {"loss": total, **metrics, **more_metrics, "commitment": commitment}
-        for level in range(model.num_quantizers):
+        for level in range(self.model.num_quantizers):
             metrics[f"perplexity_{level}"] = quantized.perplexity_Q[level]
             metrics[f"dead_codes_{level}"] = quantized.dead_Q[level]
         metrics["gradient_norm"] = optax.tree.norm(grads)
         return new_state, metrics
 
-    def eval_step(state: State, batch: Batch, key: jax.Array) -> Totals:
+    def eval_step(self, state: State, batch: Batch, key: jax.Array) -> Totals:
         """Totals over rows of the spectral loss ("loss") and SI-SDR, over frames of the log-mel distance."""
         del key
         target_BW, lengths_B = batch["wave_BW"], _lengths(batch)
         size = target_BW.shape[1]
-        x_BTD = encoder.apply({"params": state["generator"]["encoder"]}, target_BW)
+        x_BTD = self.encoder.apply({"params": state["generator"]["encoder"]}, target_BW)
         vectors_BTD = quantizer.decode(state["codebooks"], quantizer.encode(state["codebooks"], x_BTD))
-        wave_BW = decoder.apply({"params": state["generator"]["decoder"]}, vectors_BTD)[:, :size]
+        wave_BW = self.decoder.apply({"params": state["generator"]["decoder"]}, vectors_BTD)[:, :size]
         wave_BW = jnp.where(jnp.arange(size) < lengths_B[:, None], wave_BW, 0.0)
         present_B = (lengths_B > 0).astype(target_BW.dtype)
-        distance_BT = losses.log_mel_distance(target_BW, wave_BW, model.sample_rate)
-        frame_starts_T = jnp.arange(distance_BT.shape[1]) * (model.sample_rate // 100)
+        distance_BT = losses.log_mel_distance(target_BW, wave_BW, self.model.sample_rate)
+        frame_starts_T = jnp.arange(distance_BT.shape[1]) * (self.model.sample_rate // 100)
         present_BT = (frame_starts_T < lengths_B[:, None]).astype(target_BW.dtype)
         rows = jnp.sum(present_B)
         return {
-            "loss": (jnp.sum(spectral_loss(target_BW, wave_BW) * present_B), rows),
+            "loss": (jnp.sum(self.spectral_loss(target_BW, wave_BW) * present_B), rows),
             "log_mel_distance": (jnp.sum(distance_BT * present_BT), jnp.sum(present_BT)),
             "si_sdr": (jnp.sum(losses.si_sdr(target_BW, wave_BW) * present_B), rows),
         }
 
-    def warm_start(state: State, batches: Iterable[Batch], key: jax.Array) -> State:
+    def warm_start(self, state: State, batches: Iterable[Batch], key: jax.Array) -> State:
         """Codebooks by k-means on the untrained encoder's frames (§III-C)."""
         fit_key, fill_key = jax.random.split(key)
 
         @jax.jit
         def frames(generator, batch: Batch) -> tuple[jax.Array, jax.Array]:
-            x_BTD = encoder.apply({"params": generator["encoder"]}, batch["wave_BW"])
-            return x_BTD.reshape(-1, model.embed_dim), frames_mask(batch).reshape(-1)
+            x_BTD = self.encoder.apply({"params": generator["encoder"]}, batch["wave_BW"])
+            return x_BTD.reshape(-1, self.model.embed_dim), self.frames_mask(batch).reshape(-1)
 
         @jax.jit
         def fit(generator_frames) -> quantizer.Codebooks:
@@ -194,23 +228,13 @@ def soundstream_objective(
             return quantizer.fit_codebooks(
                 fit_key,
                 quantizer.fill_masked(fill_key, x_MD, mask_M),
-                model.num_quantizers,
-                model.codebook_size,
-                config.quantizer.kmeans_iterations,
+                self.model.num_quantizers,
+                self.model.codebook_size,
+                self.config.quantizer.kmeans_iterations,
                 frames_per_step=x_MD.shape[0] / len(generator_frames),
             )
 
         return {**state, "codebooks": fit([frames(state["generator"], batch) for batch in batches])}
-
-    frames_per_batch = config.batch_size * math.ceil(config.crop_seconds * model.frame_rate)
-    return Objective(
-        init=init,
-        step=step,
-        eval_step=eval_step,
-        weights=lambda state: {"generator": state["generator"], "codebooks": state["codebooks"]},
-        warm_start=warm_start,
-        warm_start_batches=math.ceil(config.quantizer.kmeans_frames_per_code * model.codebook_size / frames_per_batch),
-    )
 
 
 def _lengths(batch: Batch) -> jax.Array:
