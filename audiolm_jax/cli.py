@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except UserError as error:
         if debug:
             traceback.print_exc()
-        _fail(f"error: {error}", 2)
+        _fail(f"error: {error}", error.status)
     except Exception as error:
         advice = _storage_advice(error)
         if advice is None or debug:
@@ -169,12 +169,22 @@ def _add_training(command):
     )
     added.add_argument("--config", required=True, metavar="FILE_OR_NAME", help="recipe file, or name of a shipped one")
     added.add_argument("--workdir", required=True, help="checkpoints, metrics.jsonl and TensorBoard events go here")
+    added.add_argument(
+        "--distributed",
+        action="store_true",
+        help="this is one of several processes of the run: TPU pod workers and Slurm tasks find each other, elsewhere "
+        "AUDIOLM_COORDINATOR=HOST:PORT, AUDIOLM_NUM_PROCESSES and AUDIOLM_PROCESS_ID name them",
+    )
 
 
 def _train(options, overrides):
     from audiolm_jax.config import load_config
 
     config = load_config(options.config, overrides)
+    if options.distributed:
+        from audiolm_jax.training import distributed
+
+        distributed.join()
     from audiolm_jax.training.loop import train
 
     return train(config, options.workdir)

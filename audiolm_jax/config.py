@@ -19,6 +19,12 @@ from audiolm_jax.errors import UserError
 
 
 def _common(objective: str) -> ml_collections.ConfigDict:
+    """Fields of every objective.
+
+    `keep_checkpoints` latest and `keep_best_checkpoints` best ones (by `eval_loss`) stay on disk; `ema_decay` above 0
+    keeps a moving average of the weights, which evaluation, export and generation then use; `max_skipped_steps` in a
+    row whose loss or gradient is not finite end the run; `profile` traces `num_steps` steps from `start_step` on.
+    """
     config = ml_collections.ConfigDict()
     config.objective = objective
     config.seed = 0
@@ -31,19 +37,25 @@ def _common(objective: str) -> ml_collections.ConfigDict:
     config.max_eval_batches = -1
     config.checkpoint_every_steps = 5_000
     config.keep_checkpoints = 3
+    config.keep_best_checkpoints = 1
+    config.ema_decay = 0.0
+    config.max_skipped_steps = 20
+    config.profile = ml_collections.ConfigDict({"start_step": 0, "num_steps": 0})
     config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
     config.input = ml_collections.ConfigDict({"num_threads": 16, "prefetch_batches": 16})
     return config
 
 
 def _optimizer(**fields) -> ml_collections.ConfigDict:
-    """`schedule`: "constant", "rsqrt" or "cosine", after `warmup_steps` of linear warm-up."""
+    """`name`: "adamw" or "adafactor"; `schedule`: "constant", "rsqrt" or "cosine", after `warmup_steps` of warm-up."""
     optimizer = {
+        "name": "adamw",
         "learning_rate": 1e-3,
         "schedule": "constant",
         "warmup_steps": 0,
         "beta1": 0.9,
         "beta2": 0.999,
+        "decay_rate": 0.8,
         "weight_decay": 0.0,
         "clip_norm": 0.0,
     }
@@ -122,10 +134,16 @@ def tiny_soundstream_config() -> ml_collections.ConfigDict:
     config.checkpoint_every_steps = 500
     config.model.update({"channels": 8, "embed_dim": 32, "num_quantizers": 6, "codebook_size": 32})
     config.quantizer.update({"decay": 0.98, "commitment_weight": 10.0, "kmeans_iterations": 10})
-    config.discriminator.update({
-        "waveform_channels": (4, 16, 32, 64, 64, 64), "waveform_group_width": 64, "stft_channels": 4,
-        "stft_window": 512, "stft_hop": 256, "start_step": 700,
-    })
+    config.discriminator.update(
+        {
+            "waveform_channels": (4, 16, 32, 64, 64, 64),
+            "waveform_group_width": 64,
+            "stft_channels": 4,
+            "stft_window": 512,
+            "stft_hop": 256,
+            "start_step": 700,
+        }
+    )
     config.loss.waveform_weight = 300.0
     config.optimizer.update(
         {"learning_rate": 3e-3, "schedule": "cosine", "warmup_steps": 20, "beta1": 0.8, "beta2": 0.99}
@@ -192,11 +210,22 @@ def tiny_w2v_bert_config() -> ml_collections.ConfigDict:
     config.log_every_steps = 20
     config.eval_every_steps = 200
     config.checkpoint_every_steps = 200
-    config.model.update({
-        "subsampling_channels": 16, "embed_dim": 128, "mlp_dim": 256, "num_heads": 4, "num_contrastive_layers": 2,
-        "num_masked_layers": 2, "dropout_rate": 0.0, "codebook_size": 64, "codebook_dim": 64, "default_layer": 3,
-        "dtype": "float32", "remat": "none",
-    })
+    config.model.update(
+        {
+            "subsampling_channels": 16,
+            "embed_dim": 128,
+            "mlp_dim": 256,
+            "num_heads": 4,
+            "num_contrastive_layers": 2,
+            "num_masked_layers": 2,
+            "dropout_rate": 0.0,
+            "codebook_size": 64,
+            "codebook_dim": 64,
+            "default_layer": 3,
+            "dtype": "float32",
+            "remat": "none",
+        }
+    )
     config.masking.update({"start_probability": 0.1, "span": 5})
     config.loss.update({"diversity_weight": 0.4, "num_distractors": 20, "gumbel_start": 0.8, "gumbel_decay": 0.99})
     config.optimizer.update({"learning_rate": 2e-3, "schedule": "cosine", "warmup_steps": 40})
@@ -220,6 +249,7 @@ def language_model_config(stage: str) -> ml_collections.ConfigDict:
             "semantic_rate": 25,
             "acoustic_rate": 50,
             "deduplicate": True,
+            "semantic_condition": True,
             "crop_seconds": {"semantic": 30.0, "coarse": 10.0, "fine": 3.0}[stage],
         }
     )
@@ -231,12 +261,15 @@ def language_model_config(stage: str) -> ml_collections.ConfigDict:
             "mlp_dim": 4096,
             "gated_mlp": False,
             "dropout_rate": 0.1,
+            "position": "relative_bias",
             "num_buckets": 32,
             "max_distance": 128,
             "dtype": "bfloat16",
             "remat": "none",
         }
     )
+    config.packing = False
+    config.accumulation_steps = 1
     config.z_loss = 1e-4
     config.optimizer = _optimizer(
         learning_rate=3e-4, schedule="cosine", warmup_steps=10_000, beta2=0.98, weight_decay=0.01, clip_norm=1.0

@@ -1,4 +1,7 @@
-"""Writing files and folders so that nothing half-written is ever left under its final name."""
+"""Writing files and folders so that nothing half-written is ever left under its final name.
+
+Paths are local, or — a training workdir only — in a bucket (gs://, s3://), where an object appears whole or not at all.
+"""
 
 import contextlib
 import os
@@ -6,10 +9,38 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Iterator
+from typing import IO
 
 import filelock
+from etils import epath
 
 from audiolm_jax.errors import UserError
+
+
+def is_local(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is in a file system, not in a bucket."""
+    return "://" not in os.fspath(path)
+
+
+def absolute(path: epath.Path) -> epath.Path:
+    """The path from the root, as checkpoints want it."""
+    return path.resolve() if is_local(path) else path
+
+
+def make_workdir(path: str | os.PathLike[str]) -> epath.Path:
+    """Creates a training workdir, in a file system or a bucket, or raises a UserError that says why not."""
+    if is_local(path):
+        return epath.Path(make_folder(path))
+    folder = epath.Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").write_text("")
+        (folder / ".writable").unlink()
+    except ImportError as error:
+        raise UserError(f"no access to this kind of storage ({error})", path, "install audiolm_jax[gcs]") from error
+    except Exception as error:  # Whatever the storage's client raises.
+        raise UserError(f"workdir not writable ({error})", path, "check the bucket and your credentials") from error
+    return folder
 
 
 def make_folder(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -36,9 +67,18 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes):
-    """Writes a whole file, or nothing."""
+    """Writes a whole file (or object), or nothing."""
+    if not is_local(path):
+        epath.Path(path).write_bytes(data)
+        return
     with new_file(path) as scratch:
         scratch.write_bytes(data)
+
+
+def flush_to_disk(file: IO):
+    """Returns once everything written to an open file is on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 @contextlib.contextmanager

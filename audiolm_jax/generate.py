@@ -266,7 +266,6 @@ class AudioLM:
         """Stage 2: continues each row's coarse acoustic tokens, given its semantic tokens."""
         lm = self.stages["coarse"]
         condition, target, ratio = lm.stage.condition, lm.stage.target, self._frames_per_token
-        assert condition is not None
         limit = round(lm.stage.crop_seconds * self.codec.frame_rate)
         carried = int(limit * CARRIED["coarse"]) // ratio * ratio
         window = 0
@@ -279,7 +278,8 @@ class AudioLM:
                 stop = min(row.total_frames, start + limit)
                 last = stop == row.total_frames
                 semantic_T = row.semantic[start // ratio : None if last else math.ceil(stop / ratio)]
-                prefixes.append(lm.stage.prefix(condition.flatten(semantic_T), target.flatten(row.acoustic[start:])))
+                given = condition.flatten(semantic_T) if condition else None
+                prefixes.append(lm.stage.prefix(given, target.flatten(row.acoustic[start:])))
                 counts.append(max(0, stop - done))
                 ends.append(row.ended and last)
             codes, ended = self._decode(lm, rows, prefixes, counts, ends, window, sampling, clock)

@@ -5,8 +5,10 @@ or an exported folder: `config.json` and `model.safetensors`. Nothing is ever pi
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -15,11 +17,12 @@ import jax
 import ml_collections
 import numpy as np
 import safetensors.numpy
+from etils import epath
 
 from audiolm_jax import config as configs
 from audiolm_jax.errors import UserError
 from audiolm_jax.objective import Objective, State
-from audiolm_jax.training import checkpoint, registry
+from audiolm_jax.training import checkpoint, registry, step
 from audiolm_jax.training.sharding import unbox
 
 FORMAT_VERSION = 1
@@ -75,13 +78,13 @@ def _flatten(weights: State) -> dict[str, np.ndarray]:
     return flax.traverse_util.flatten_dict(weights, sep="/")
 
 
-def read_part(path: str | pathlib.Path) -> Part:
+def read_part(path: str | os.PathLike[str]) -> Part:
     """Reads a part from any of its kinds of folder.
 
     Raises:
       UserError: no such folder, not a part, an unknown version, or a damaged file.
     """
-    folder = pathlib.Path(path)
+    folder = epath.Path(path)
     if not folder.is_dir():
         raise UserError("no such folder", path, "give a training workdir, a checkpoint or an exported part")
     if (folder / WEIGHTS_FILE).is_file():
@@ -92,13 +95,13 @@ def read_part(path: str | pathlib.Path) -> Part:
     return _read_checkpoint(found)
 
 
-def _read_exported(folder: pathlib.Path) -> Part:
+def _read_exported(folder: epath.Path) -> Part:
     try:
         description = json.loads((folder / CONFIG_FILE).read_text())
         if description.get("format_version") != FORMAT_VERSION:
             version = description.get("format_version", "none: not ours")
             raise UserError(f"format version {version}", folder / CONFIG_FILE, "convert or export the part anew")
-        flat = safetensors.numpy.load_file(folder / WEIGHTS_FILE)
+        flat = safetensors.numpy.load((folder / WEIGHTS_FILE).read_bytes())
         config = configs.from_json(json.dumps(description["config"]))
         weights = flax.traverse_util.unflatten_dict(flat, sep="/")
         return Part(description["kind"], config, weights, description["settings"])
@@ -106,15 +109,18 @@ def _read_exported(folder: pathlib.Path) -> Part:
         raise UserError(f"part is damaged ({error})", folder, "export it anew") from error
 
 
-def _read_checkpoint(folder: pathlib.Path) -> Part:
+def _read_checkpoint(folder: epath.Path) -> Part:
     try:
         description = checkpoint.read_description(folder)
     except (OSError, ValueError) as error:
         raise UserError(f"checkpoint is damaged ({error})", folder, "use an earlier one") from error
     config = configs.from_json(json.dumps(description["config"]))
     objective = registry.build_objective(config)
-    abstract_state = unbox(jax.eval_shape(objective.init, jax.random.key(0)))
-    weights = checkpoint.restore_weights(folder, abstract_state, objective)
+    initial = functools.partial(step.initial_state, objective, config.ema_decay)
+    abstract_state = unbox(jax.eval_shape(initial, jax.random.key(0)))
+    averaged = {"ema": abstract_state["ema"]} if config.ema_decay else None
+    restored = checkpoint.restore_weights(folder, abstract_state, averaged or objective.weights(abstract_state))
+    weights = restored["ema"] if averaged else restored
     settings = {"tokens": description["tokens"]} if description["tokens"] else {}
     return Part(config.objective, config, jax.tree.map(np.asarray, weights), settings)
 

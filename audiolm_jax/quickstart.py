@@ -28,7 +28,6 @@ from audiolm_jax.evaluation.unigram import unigram_losses
 from audiolm_jax.generate import AudioLM
 from audiolm_jax.lm.objective import stage_from_config
 from audiolm_jax.training.loop import report
-from audiolm_jax.training.metrics import FILE as METRICS_FILE
 from audiolm_jax.training.metrics import read_metrics
 
 SEMANTIC_LAYER = 3
@@ -185,7 +184,7 @@ def _codec_results(model: AudioLM, recordings_path: str) -> dict:
 
 
 def _last_evaluation(workdir: pathlib.Path) -> dict:
-    return [row for row in read_metrics(workdir / METRICS_FILE) if "eval_loss" in row][-1]
+    return [row for row in read_metrics(workdir) if "eval_loss" in row][-1]
 
 
 def _w2v_bert_results(folder: pathlib.Path) -> dict[str, float]:
@@ -321,7 +320,7 @@ def _curves(folder: pathlib.Path, results: dict) -> list[Curve]:
     train_names = {"codec": "reconstruction"}
     curves = []
     for name in RECIPES:
-        rows = read_metrics(folder / name / METRICS_FILE)
+        rows = read_metrics(folder / name)
         train_name = train_names.get(name, "loss")
         floor = ("unigram", results["language_models"][name]["unigram"]) if name in STAGES else None
         curves.append(

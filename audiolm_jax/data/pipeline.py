@@ -1,19 +1,23 @@
 """From recordings or a token dataset to batches of NumPy arrays, by Grain.
 
 Training batches are an endless, shuffled, deterministic stream whose position is part of every
-checkpoint; evaluation batches are the held-out split once, in order, nothing left out.
+checkpoint; evaluation batches are the held-out split once, in order, nothing left out. Where a run
+has several processes, each asks for its rows of every global batch: what a batch holds does not
+depend on how many processes there are.
 """
 
 import dataclasses
+import functools
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import grain
 import ml_collections
 import numpy as np
 
-from audiolm_jax.data import manifest, transforms
+from audiolm_jax.data import manifest, packing, transforms
 from audiolm_jax.data.token_dataset import TokenDataset
 from audiolm_jax.errors import UserError
 from audiolm_jax.lm.stages import Stage
@@ -89,14 +93,12 @@ class AudioInput:
         self._train = AudioCrops(*manifest.usable(train, report), rate, crop)
         self._held_out = AudioCrops(*manifest.usable(held_out, report), rate, crop)
 
-    def training(self, process_index: int, process_count: int) -> grain.DatasetIterator:
+    def training(self, rows: np.ndarray) -> grain.DatasetIterator:
         dataset = grain.MapDataset.source(self._train).seed(self._config.seed).shuffle().repeat()
-        dataset = dataset.random_map(self._train.random_crop)
-        return _batches(dataset, self._config, process_index, process_count)
+        return _batches(dataset.random_map(self._train.random_crop), self._config, rows)
 
-    def evaluation(self, process_index: int, process_count: int) -> Iterator[Example]:
-        examples = map(self._held_out.fixed_crop, range(process_index, len(self._held_out), process_count))
-        return _evaluation_batches(examples, self._config.batch_size // process_count)
+    def evaluation(self, rows: np.ndarray) -> Iterator[Example]:
+        return _evaluation_batches(range(len(self._held_out)), self._held_out.fixed_crop, self._config.batch_size, rows)
 
 
 class TokenInput:
@@ -108,6 +110,7 @@ class TokenInput:
 
     def __init__(self, config: ml_collections.ConfigDict, stage: Stage):
         dataset = TokenDataset(_data_dir(config))
+        self._dataset = dataset
         dataset.metadata.check_stage(config.stage, config.data_dir)
         self.tokens = dataclasses.asdict(dataset.metadata)
         self._config, self._stage = config, stage
@@ -117,21 +120,25 @@ class TokenInput:
         self._held_out = dataset.source("validation") if "validation" in dataset.splits else []
 
     def _example(self, record: dict[str, Any], rng: np.random.Generator) -> Example:
-        stage = self._config.stage
-        return transforms.example(record, self._stage, stage.semantic_rate, stage.acoustic_rate, rng)
+        return transforms.example(record, self._stage, rng)
 
-    def training(self, process_index: int, process_count: int) -> grain.DatasetIterator:
-        dataset = grain.MapDataset.source(self._train).seed(self._config.seed).shuffle().repeat()
-        return _batches(dataset.random_map(self._example), self._config, process_index, process_count)
+    def training(self, rows: np.ndarray) -> grain.DatasetIterator:
+        seed = self._config.seed
+        if self._config.packing:
+            packed = packing.PackedSource(self._train, self._dataset.num_frames("train"), self._stage, seed)
+            dataset = grain.MapDataset.source(packed).seed(seed).shuffle().repeat().random_map(packed.example)
+        else:
+            dataset = grain.MapDataset.source(self._train).seed(seed).shuffle().repeat().random_map(self._example)
+        return _batches(dataset, self._config, rows)
 
-    def evaluation(self, process_index: int, process_count: int) -> Iterator[Example]:
-        rates = self._config.stage.semantic_rate, self._config.stage.acoustic_rate
-        examples = (
-            transforms.encode(window, self._stage)
-            for index in range(process_index, len(self._held_out), process_count)
-            for window in transforms.windows(self._held_out[index], self._stage, *rates)
+    def evaluation(self, rows: np.ndarray) -> Iterator[Example]:
+        windows = (
+            window
+            for index in range(len(self._held_out))
+            for window in transforms.windows(self._held_out[index], self._stage)
         )
-        return _evaluation_batches(examples, self._config.batch_size // process_count)
+        encode = functools.partial(transforms.encode, stage=self._stage)
+        return _evaluation_batches(windows, encode, self._config.batch_size, rows)
 
 
 def _data_dir(config: ml_collections.ConfigDict) -> str:
@@ -140,28 +147,40 @@ def _data_dir(config: ml_collections.ConfigDict) -> str:
     return config.data_dir
 
 
-def _batches(dataset: grain.MapDataset, config, process_index: int, process_count: int) -> grain.DatasetIterator:
-    dataset = dataset.slice(slice(process_index, None, process_count))
-    dataset = dataset.batch(config.batch_size // process_count, drop_remainder=True)
+class _Rows(grain.MapDataset):
+    """Of each `batch_size` consecutive elements, those at `rows`."""
+
+    def __init__(self, parent: grain.MapDataset, batch_size: int, rows: np.ndarray):
+        super().__init__(parent)
+        self._batch_size, self._rows = batch_size, rows
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._batch_size * len(self._rows)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        batch, row = divmod(index, len(self._rows))
+        return self._parent[batch * self._batch_size + int(self._rows[row])]
+
+
+def _batches(dataset: grain.MapDataset, config, rows: np.ndarray) -> grain.DatasetIterator:
+    dataset = _Rows(dataset, config.batch_size, rows).batch(len(rows), drop_remainder=True)
     options = grain.ReadOptions(
         num_threads=config.input.num_threads, prefetch_buffer_size=config.input.prefetch_batches
     )
     return iter(dataset.to_iter_dataset(options))
 
 
-def _evaluation_batches(examples: Iterator[Example], batch_size: int) -> Iterator[Example]:
-    """Batches with `valid_B` (1 or 0): the last one is filled up with examples that do not count."""
-    rows: list[Example] = []
-    for example in examples:
-        rows.append(example)
-        if len(rows) == batch_size:
-            yield _stack(rows, batch_size)
-            rows = []
-    if rows:
-        yield _stack(rows, batch_size)
+def _evaluation_batches(
+    elements: Iterable[Any], encode: Callable[[Any], Example], batch_size: int, rows: np.ndarray
+) -> Iterator[Example]:
+    """These rows of each global batch, with `valid_B`: 0 for those that only fill up the last one and do not count.
 
-
-def _stack(rows: Sequence[Example], batch_size: int) -> Example:
-    filled = [*rows, *[rows[0]] * (batch_size - len(rows))]
-    batch = {name: np.stack([row[name] for row in filled]) for name in rows[0]}
-    return {**batch, "valid_B": (np.arange(batch_size) < len(rows)).astype(np.float32)}
+    Only what this process feeds is encoded, but every process makes the same number of batches.
+    """
+    iterator = iter(elements)
+    while batch := list(itertools.islice(iterator, batch_size)):
+        examples = [encode(batch[row if row < len(batch) else 0]) for row in rows]
+        stacked = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+        yield {**stacked, "valid_B": (rows < len(batch)).astype(np.float32)}

@@ -7,7 +7,7 @@ A record holds `id`, `semantic` [T_S] (raw, not de-duplicated), `acoustic` [T_A,
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -90,10 +90,24 @@ def write_shard(path: pathlib.Path, records: Iterable[dict[str, Any]], num_quant
         writer.close()
 
 
-def write_info(folder: pathlib.Path, shard_lengths: dict[str, list[int]], metadata: TokenMetadata):
-    """Writes `dataset_info.json`, `features.json` and `metadata.json`, which make the shards a TFDS dataset."""
+def write_info(
+    folder: pathlib.Path,
+    shard_lengths: dict[str, list[int]],
+    num_frames: Mapping[str, Sequence[int]],
+    metadata: TokenMetadata,
+):
+    """Writes what makes the shards a TFDS dataset, and `num_frames_SPLIT.npy` beside it.
+
+    Args:
+      folder: of the shards.
+      shard_lengths: records of each shard, by split.
+      num_frames: semantic frames of each record, by split.
+      metadata: of the dataset.
+    """
     import tensorflow_datasets as tfds
 
+    for split, frames in num_frames.items():
+        np.save(folder / f"num_frames_{split}.npy", np.asarray(frames, np.int32))
     template = tfds.core.ShardedFileTemplate(data_dir=folder, dataset_name=NAME, filetype_suffix="array_record")
     splits = []
     for split, lengths in shard_lengths.items():
@@ -131,6 +145,7 @@ class TokenDataset:
 
         if not (pathlib.Path(data_dir) / "dataset_info.json").is_file():
             raise UserError("no token dataset", data_dir or "config.data_dir", "make one with `audiolm tokenize`")
+        self._data_dir = pathlib.Path(data_dir)
         self._builder = tfds.builder_from_directory(data_dir)
         try:
             self.metadata = TokenMetadata(**self._builder.info.metadata)
@@ -141,3 +156,7 @@ class TokenDataset:
     def source(self, split: str) -> Sequence[dict[str, Any]]:
         """The records of a split, by random access."""
         return self._builder.as_data_source(split=split)
+
+    def num_frames(self, split: str) -> np.ndarray:
+        """Semantic frames of each record of a split, without reading the records."""
+        return np.load(self._data_dir / f"num_frames_{split}.npy")

@@ -191,16 +191,18 @@ def _encode(batch, codec, semantic_tokenizer) -> dict[str, dict[str, Any]]:
     }
 
 
-def _summarize(records: list[dict[str, Any]]) -> dict[str, int]:
-    frames = sum(len(record["semantic"]) for record in records)
+def _summarize(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Semantic frames of each record, and all tokens that de-duplication keeps."""
     runs = sum(int(run_starts(record["semantic"]).sum()) for record in records)
-    return {"records": len(records), "frames": frames, "runs": runs}
+    return {"frames": [len(record["semantic"]) for record in records], "runs": runs}
 
 
 def _finish(folder, output, statistics, codec, semantic_tokenizer, fingerprints):
-    lengths: dict[str, list[int]] = {}
+    lengths: dict[str, list[int]] = collections.defaultdict(list)
+    frames: dict[str, list[int]] = collections.defaultdict(list)
     for shard in statistics:
-        lengths.setdefault(shard["split"], []).append(shard["records"])
+        lengths[shard["split"]].append(len(shard["frames"]))
+        frames[shard["split"]] += shard["frames"]
     if not any(map(sum, lengths.values())):
         raise UserError("no recording could be read", output, "see the lines above")
     counted = [shard for shard in statistics if shard["split"] == "train"] or statistics
@@ -213,9 +215,9 @@ def _finish(folder, output, statistics, codec, semantic_tokenizer, fingerprints)
         semantic_rate=int(semantic_tokenizer.frame_rate),
         acoustic_rate=int(codec.frame_rate),
         sample_rate=codec.sample_rate,
-        mean_run_length=sum(s["frames"] for s in counted) / max(1, sum(s["runs"] for s in counted)),
+        mean_run_length=sum(sum(s["frames"]) for s in counted) / max(1, sum(s["runs"] for s in counted)),
     )
-    token_dataset.write_info(folder, lengths, metadata)
+    token_dataset.write_info(folder, lengths, frames, metadata)
     for name in ["plan.json", *(f"{path.name}" for path in folder.glob("*.array_record-*.json"))]:
         (folder / name).unlink()
     if output.is_dir():

@@ -25,9 +25,8 @@ def unigram_losses(dataset: TokenDataset, stage: Stage) -> np.ndarray:
 def _counts(dataset: TokenDataset, stage: Stage, split: str) -> np.ndarray:
     target = stage.target
     counts = np.zeros(target.vocabulary, np.int64)
-    rates = dataset.metadata.semantic_rate, dataset.metadata.acoustic_rate
     source = dataset.source(split)
     for index in range(len(source)):
-        for window in transforms.windows(source[index], stage, *rates):
+        for window in transforms.windows(source[index], stage):
             counts += np.bincount(target.flatten(window[target.source]), minlength=target.vocabulary)
     return counts.reshape(target.num_levels, target.codebook_size)

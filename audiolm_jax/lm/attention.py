@@ -1,4 +1,4 @@
-"""Attention with T5's relative position bias, in plain XLA: the reference for any faster kernel.
+"""Attention with T5's relative position bias or rotary positions, in plain XLA: the reference for any faster kernel.
 
 Shape suffixes: B batch, T queries, S keys, N heads, H head width.
 """
@@ -37,12 +37,32 @@ def relative_position_bias(table_RN: jax.Array, query_T: jax.Array, key_S: jax.A
     return jnp.transpose(table_RN[buckets_TS], (2, 0, 1))[None]
 
 
-def attend(q_BTNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, bias_BNTS: jax.Array, mask_BTS: jax.Array):
+def rotate(x_BTNH: jax.Array, position_T: jax.Array, base: float = 10_000.0) -> jax.Array:
+    """Rotary position embedding (arXiv 2104.09864): dimensions i and i + H/2 of each head turn together.
+
+    Products of rotated queries and keys depend on the distance of their positions alone.
+
+    Args:
+      x_BTNH: queries or keys; H even.
+      position_T: their positions.
+      base: pair i turns by base^(−2i/H) radians a position.
+    """
+    half = x_BTNH.shape[-1] // 2
+    precision = jnp.promote_types(x_BTNH.dtype, jnp.float32)
+    rates_h = base ** (-np.arange(half) / half)
+    angles_T1h = position_T[:, None, None].astype(precision) * rates_h.astype(precision)
+    cos_T1h, sin_T1h = jnp.cos(angles_T1h), jnp.sin(angles_T1h)
+    first, second = jnp.split(x_BTNH.astype(precision), 2, axis=-1)
+    turned = [first * cos_T1h - second * sin_T1h, second * cos_T1h + first * sin_T1h]
+    return jnp.concatenate(turned, axis=-1).astype(x_BTNH.dtype)
+
+
+def attend(q_BTNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, bias_BNTS: jax.Array | None, mask_BTS: jax.Array):
     """Softmax attention in float32 (or wider); no 1/sqrt(H), which T5 folds into the query's initialisation.
 
     Args:
       q_BTNH, k_BSNH, v_BSNH: queries, keys, values.
-      bias_BNTS: added to the logits; broadcasts over the batch.
+      bias_BNTS: added to the logits; broadcasts over the batch. None adds nothing.
       mask_BTS: True where the query may see the key; broadcasts over the batch.
 
     Returns:
@@ -50,7 +70,8 @@ def attend(q_BTNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, bias_BNTS: j
     """
     precision = jnp.promote_types(q_BTNH.dtype, jnp.float32)
     logits_BNTS = jnp.einsum("BTNH,BSNH->BNTS", q_BTNH, k_BSNH, preferred_element_type=precision)
-    logits_BNTS = logits_BNTS + bias_BNTS.astype(precision)
+    if bias_BNTS is not None:
+        logits_BNTS = logits_BNTS + bias_BNTS.astype(precision)
     logits_BNTS = jnp.where(mask_BTS[:, None], logits_BNTS, jnp.finfo(precision).min)
     weights_BNTS = jax.nn.softmax(logits_BNTS, axis=-1).astype(v_BSNH.dtype)
     return jnp.einsum("BNTS,BSNH->BTNH", weights_BNTS, v_BSNH)

@@ -1,7 +1,7 @@
 """Cached decoding: prefill and sampling of one stage inside a single jit.
 
 Rows of different length are padded on the LEFT: every row writes the same cache slot at each step,
-and T5's bias depends on distances only, so a padded row equals that row alone.
+and attention depends on distances only, so a padded row equals that row alone.
 
 Shape suffixes: B batch, P prefix positions, T positions, S cache slots, N heads, H head width, D model, K codes.
 """
@@ -13,10 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from audiolm_jax.lm.attention import relative_position_bias
 from audiolm_jax.lm.sampling import Sampling, sample
 from audiolm_jax.lm.stages import BOS, EOS, Stage
-from audiolm_jax.lm.transformer import Block, RMSNorm, TransformerConfig, unstack_layers
+from audiolm_jax.lm.transformer import Block, RMSNorm, TransformerConfig, position_bias, unstack_layers
 
 Cache = list[dict[str, jax.Array]]
 
@@ -46,7 +45,7 @@ def forward_cached(
     """
     query_T = slot + jnp.arange(tokens_BT.shape[1])
     key_S = jnp.arange(cache[0]["k"].shape[1])
-    bias_1NTS = relative_position_bias(params["position_bias"], query_T, key_S, config.max_distance)
+    bias_1NTS = position_bias(config, params.get("position_bias"), query_T, key_S)
     seen_BTS = (key_S <= query_T[:, None])[None] & (key_S >= padding_B[:, None])[:, None]
     x_BTD = params["embedding"]["embedding"][tokens_BT].astype(config.dtype)
     written = []

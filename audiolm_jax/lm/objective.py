@@ -38,9 +38,10 @@ def next_token_losses(config: TransformerConfig, params, inputs_BT: jax.Array, t
 def language_model_objective(config: ml_collections.ConfigDict, optimizer: optax.GradientTransformation) -> Objective:
     """The objective of a stage; batches are `data.transforms` examples.
 
-    A batch holds `decoder_input_tokens`, `decoder_target_tokens` (int32 [B, T]) and
-    `decoder_loss_weights` (float32 [B, T]). The loss is the mean over all weighted targets of the
-    global batch; evaluation leaves out the rows whose `valid_B` is 0.
+    A batch holds `decoder_input_tokens`, `decoder_target_tokens` (int32 [B, T]), `decoder_loss_weights`
+    (float32 [B, T]) and, with `config.packing`, `decoder_segment_ids` (int32 [B, T]). The loss is the mean over all
+    weighted targets of the global batch, in however many microbatches (`config.accumulation_steps`) its gradient is
+    summed up; evaluation leaves out the rows whose `valid_B` is 0.
     """
     stage = stage_from_config(config)
     model = Transformer(transformer_from_config(config))
@@ -49,42 +50,71 @@ def language_model_objective(config: ml_collections.ConfigDict, optimizer: optax
         params = model.init(key, jnp.zeros((1, 8), jnp.int32))["params"]
         return {"step": jnp.int32(0), "params": params, "opt_state": optimizer.init(params)}
 
-    def loss_function(params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+    def loss_function(params, batch: Batch, key: jax.Array, total_weight: jax.Array) -> tuple[jax.Array, Metrics]:
+        """This microbatch's share of the batch's loss, and of its metrics."""
         logits_BTV = model.apply(
-            {"params": params}, batch["decoder_input_tokens"], deterministic=False, rngs={"dropout": key}
+            {"params": params},
+            batch["decoder_input_tokens"],
+            deterministic=False,
+            segment_ids_BT=batch.get("decoder_segment_ids"),
+            rngs={"dropout": key},
         )
-        targets_BT, weights_BT = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
+        targets_BT, weights_BT = batch["decoder_target_tokens"], batch["decoder_loss_weights"] / total_weight
         loss_BT, z_loss_BT = token_losses(logits_BTV, targets_BT, config.z_loss)
-        total_weight = jnp.maximum(jnp.sum(weights_BT), 1.0)
-        loss = jnp.sum(loss_BT * weights_BT) / total_weight
+        loss, z_loss = jnp.sum(loss_BT * weights_BT), jnp.sum(z_loss_BT * weights_BT)
         correct_BT = (jnp.argmax(logits_BTV, axis=-1) == targets_BT) * weights_BT
-        z_loss = jnp.sum(z_loss_BT * weights_BT) / total_weight
-        metrics = {"loss": loss, "z_loss": z_loss, "accuracy": jnp.sum(correct_BT) / total_weight}
-        return loss + z_loss, metrics
+        return loss + z_loss, {"loss": loss, "z_loss": z_loss, "accuracy": jnp.sum(correct_BT)}
+
+    def gradients(params, batch: Batch, key: jax.Array):
+        """Gradients of the whole batch's loss, and its metrics."""
+        total_weight = jnp.maximum(jnp.sum(batch["decoder_loss_weights"]), 1.0)
+        gradient = jax.grad(loss_function, has_aux=True)
+        if config.accumulation_steps == 1:
+            return gradient(params, batch, key, total_weight)
+
+        def add(sums, inputs):
+            index, microbatch = inputs
+            share = gradient(params, microbatch, jax.random.fold_in(key, index), total_weight)
+            return jax.tree.map(jnp.add, sums, share), None
+
+        parts = microbatches(batch, config.accumulation_steps)
+        first = jax.tree.map(lambda part: part[0], parts)
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, params, first, key, total_weight))
+        return jax.lax.scan(add, zeros, (jnp.arange(config.accumulation_steps), parts))[0]
 
     def step(state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
-        grads, metrics = jax.grad(loss_function, has_aux=True)(state["params"], batch, key)
+        grads, metrics = gradients(state["params"], batch, key)
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
-        metrics["gradient_norm"] = optax.global_norm(grads)
+        metrics["gradient_norm"] = optax.tree.norm(grads)
         return {"step": state["step"] + 1, "params": params, "opt_state": opt_state}, metrics
 
     def eval_step(state: State, batch: Batch, key: jax.Array) -> Totals:
         del key
         logits_BTV = model.apply({"params": state["params"]}, batch["decoder_input_tokens"])
-        targets_BT = batch["decoder_target_tokens"]
-        weights_BT = batch["decoder_loss_weights"] * batch["valid_B"][:, None]
-        loss_BT = token_losses(logits_BTV, targets_BT)[0] * weights_BT
-        correct_BT = (jnp.argmax(logits_BTV, axis=-1) == targets_BT) * weights_BT
-        level_BT = (targets_BT - stage.target_offset) // stage.target.codebook_size
-        code_BT = weights_BT * (targets_BT != EOS)
-        in_level_QBT = (level_BT == jnp.arange(stage.target.num_levels)[:, None, None]) * code_BT
-        end_BT = weights_BT * (targets_BT == EOS)
-        return {
-            "loss": (jnp.sum(loss_BT), jnp.sum(weights_BT)),
-            "accuracy": (jnp.sum(correct_BT), jnp.sum(weights_BT)),
-            "level_loss": (jnp.sum(loss_BT * in_level_QBT, axis=(1, 2)), jnp.sum(in_level_QBT, axis=(1, 2))),
-            "end_loss": (jnp.sum(loss_BT * end_BT), jnp.sum(end_BT)),
-        }
+        return evaluation_totals(stage, logits_BTV, batch)
 
     return Objective(init=init, step=step, eval_step=eval_step, weights=lambda state: {"params": state["params"]})
+
+
+def microbatches(batch: Batch, count: int) -> Batch:
+    """[B, …] -> [count, B / count, …]; each takes every count-th row, so that on a mesh rows stay on their devices."""
+    return {name: jnp.swapaxes(array.reshape(-1, count, *array.shape[1:]), 0, 1) for name, array in batch.items()}
+
+
+def evaluation_totals(stage: Stage, logits_BTV: jax.Array, batch: Batch) -> Totals:
+    """Totals of the loss over a batch's targets: of all, of each level's codes, and of the end tokens."""
+    targets_BT = batch["decoder_target_tokens"]
+    weights_BT = batch["decoder_loss_weights"] * batch["valid_B"][:, None]
+    loss_BT = token_losses(logits_BTV, targets_BT)[0] * weights_BT
+    correct_BT = (jnp.argmax(logits_BTV, axis=-1) == targets_BT) * weights_BT
+    level_BT = (targets_BT - stage.target_offset) // stage.target.codebook_size
+    code_BT = weights_BT * (targets_BT != EOS)
+    in_level_QBT = (level_BT == jnp.arange(stage.target.num_levels)[:, None, None]) * code_BT
+    end_BT = weights_BT * (targets_BT == EOS)
+    return {
+        "loss": (jnp.sum(loss_BT), jnp.sum(weights_BT)),
+        "accuracy": (jnp.sum(correct_BT), jnp.sum(weights_BT)),
+        "level_loss": (jnp.sum(loss_BT * in_level_QBT, axis=(1, 2)), jnp.sum(in_level_QBT, axis=(1, 2))),
+        "end_loss": (jnp.sum(loss_BT * end_BT), jnp.sum(end_BT)),
+    }

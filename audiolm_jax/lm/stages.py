@@ -82,8 +82,10 @@ class Stage:
 
     Attributes:
       name: "semantic", "coarse" or "fine".
-      condition: what the target is predicted from; None in the semantic stage.
+      condition: what the target is predicted from; None in the semantic stage, and in a coarse stage of
+        acoustic tokens alone (the baseline of the paper's piano experiment).
       target: what is predicted and sampled; the loss covers it alone.
+      semantic_rate, acoustic_rate: frames a second of a token record's streams; the latter a multiple of the former.
       crop_seconds: training crop.
       temperature: sampling temperature of the paper (§4.1).
       predicts_end: whether a true end is marked by EOS. The fine stage's length is its condition's.
@@ -92,6 +94,8 @@ class Stage:
     name: str
     condition: Segment | None
     target: Segment
+    semantic_rate: int
+    acoustic_rate: int
     crop_seconds: float
     temperature: float
     predicts_end: bool
@@ -111,9 +115,19 @@ class Stage:
 
     @property
     def sequence_length(self) -> int:
-        """Positions of the longest training example: a whole crop, with BOS (or EOS) and SEP."""
-        condition = self.condition.max_tokens(self.crop_seconds) + 1 if self.condition else 0
-        return 1 + condition + self.target.max_tokens(self.crop_seconds)
+        """Positions of the longest training example: a whole crop."""
+        return self.max_positions(self.crop_frames)
+
+    @property
+    def crop_frames(self) -> int:
+        """Semantic frames of a crop."""
+        return max(1, round(self.crop_seconds * self.semantic_rate))
+
+    def max_positions(self, semantic_frames: int) -> int:
+        """Positions of the training example of so many semantic frames, at most: with BOS (or EOS) and SEP."""
+        seconds = semantic_frames / self.semantic_rate
+        condition = self.condition.max_tokens(seconds) + 1 if self.condition else 0
+        return 1 + condition + self.target.max_tokens(seconds)
 
     def level_start(self, level: int) -> int:
         """First token of a target level's block; its codes are the `codebook_size` tokens from there."""
@@ -161,6 +175,7 @@ def make_stage(
     acoustic_rate: int,
     crop_seconds: float,
     deduplicate: bool,
+    semantic_condition: bool = True,
 ) -> Stage:
     """Builds a stage from the numbers of the tokenizers (a config's `stage` fields).
 
@@ -172,11 +187,13 @@ def make_stage(
     fine = Segment(
         "acoustic", num_coarse_quantizers, num_quantizers - num_coarse_quantizers, codebook_size, acoustic_rate
     )
+    timing = (semantic_rate, acoustic_rate, crop_seconds)
     match name:
         case "semantic":
-            return Stage(name, None, semantic, crop_seconds, 0.6, predicts_end=True)
+            return Stage(name, None, semantic, *timing, temperature=0.6, predicts_end=True)
         case "coarse":
-            return Stage(name, semantic, coarse, crop_seconds, 0.8, predicts_end=True)
+            condition = semantic if semantic_condition else None
+            return Stage(name, condition, coarse, *timing, temperature=0.8, predicts_end=True)
         case "fine" if fine.num_levels > 0:
-            return Stage(name, coarse, fine, crop_seconds, 0.6, predicts_end=False)
+            return Stage(name, coarse, fine, *timing, temperature=0.6, predicts_end=False)
     raise ValueError(f"no stage {name!r} for {num_coarse_quantizers} coarse of {num_quantizers} levels")

@@ -1,4 +1,4 @@
-"""One decoder-only Transformer for every stage, with T5 relative position bias.
+"""One decoder-only Transformer for every stage, with T5 relative position bias or rotary positions.
 
 Pre-normalisation with RMSNorm, untied embeddings, no biases: the T5X decoder-only recipe that
 AudioLM (arXiv 2209.03143 §4.1) builds on. Parameters carry logical axis names; layers are stacked
@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from audiolm_jax.lm.attention import attend, relative_position_bias
+from audiolm_jax.lm.attention import attend, relative_position_bias, rotate
 
 REMAT_POLICIES = {
     "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -29,6 +29,7 @@ class TransformerConfig:
 
     Attributes:
       gated_mlp: T5 1.1's gated GELU (three matrices) instead of the plain GELU (two).
+      position: "relative_bias" (T5's, one table for all layers) or "rotary".
       num_buckets, max_distance: of the relative position bias.
       dtype: computation's type; parameters stay float32 (float64 under x64 with dtype "float64").
       remat: "none", "minimal" (keep matrix products) or "full" (keep layer inputs only).
@@ -41,6 +42,7 @@ class TransformerConfig:
     mlp_dim: int
     gated_mlp: bool = False
     dropout_rate: float = 0.0
+    position: str = "relative_bias"
     num_buckets: int = 32
     max_distance: int = 128
     dtype: str = "float32"
@@ -103,6 +105,9 @@ class Attention(nn.Module):
         q_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, _weight(self, "query", inner, axes, query_scale))
         k_BSNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, _weight(self, "key", inner, axes, scale))
         v_BSNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, _weight(self, "value", inner, axes, scale))
+        if config.position == "rotary":
+            position_T = slot + jnp.arange(x_BTD.shape[1])
+            q_BTNH, k_BSNH = rotate(q_BTNH, position_T), rotate(k_BSNH, position_T)
         if cache is not None:
             write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=slot, axis=1)
             k_BSNH, v_BSNH = write(cache["k"], k_BSNH), write(cache["v"], v_BSNH)
@@ -173,14 +178,19 @@ class Transformer(nn.Module):
             param_dtype=config.param_dtype,
             embedding_init=nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed")),
         )
-        table_init = nn.with_logical_partitioning(nn.initializers.normal(config.embed_dim**-0.5), ("buckets", "heads"))
-        shape = (config.num_buckets, config.num_heads)
-        self.position_bias = self.param("position_bias", table_init, shape, config.param_dtype)
+        if config.position == "relative_bias":
+            bias_init = nn.with_logical_partitioning(
+                nn.initializers.normal(config.embed_dim**-0.5), ("buckets", "heads")
+            )
+            shape = (config.num_buckets, config.num_heads)
+            self.position_bias = self.param("position_bias", bias_init, shape, config.param_dtype)
         head_init = nn.with_logical_partitioning(nn.initializers.normal(config.embed_dim**-0.5), ("embed", "vocab"))
         self.head = self.param("head", head_init, (config.embed_dim, config.vocab_size), config.param_dtype)
         self.dropout = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
 
-    def __call__(self, tokens_BT: jax.Array, deterministic: bool = True) -> jax.Array:
+    def __call__(
+        self, tokens_BT: jax.Array, deterministic: bool = True, segment_ids_BT: jax.Array | None = None
+    ) -> jax.Array:
         """Logits [B, T, V] (float32 or wider) for the token after each position.
 
         Positions on the right that are padding need no mask: no earlier position sees them.
@@ -188,18 +198,31 @@ class Transformer(nn.Module):
         Args:
           tokens_BT: int32 input tokens.
           deterministic: False applies dropout, with the "dropout" key.
+          segment_ids_BT: where several sequences are packed into a row, which one each position belongs to. No
+            position sees another segment; both kinds of positions know distances only, so none need be counted anew.
         """
         config = self.config
         position_T = jnp.arange(tokens_BT.shape[1])
-        bias_1NTT = relative_position_bias(self.position_bias, position_T, position_T, config.max_distance)
-        mask_1TT = (position_T[:, None] >= position_T[None, :])[None]
+        bias_1NTT = position_bias(config, getattr(self, "position_bias", None), position_T, position_T)
+        mask_BTT = (position_T[:, None] >= position_T[None, :])[None]
+        if segment_ids_BT is not None:
+            mask_BTT = mask_BTT & (segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :])
         x_BTD = self.dropout(self.embedding(tokens_BT), deterministic=deterministic)
         x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "length", "embed_activation"))
-        x_BTD, _ = self.layers(x_BTD, bias_1NTT, mask_1TT, deterministic)
+        x_BTD, _ = self.layers(x_BTD, bias_1NTT, mask_BTT, deterministic)
         x_BTD = self.dropout(self.final_norm(x_BTD), deterministic=deterministic)
         head_DV = self.head.astype(config.dtype)
         logits_BTV = jnp.einsum("BTD,DV->BTV", x_BTD, head_DV, preferred_element_type=config.param_dtype)
         return nn.with_logical_constraint(logits_BTV, ("batch", "length", "vocab"))
+
+
+def position_bias(
+    config: TransformerConfig, table_RN: jax.Array | None, query_T: jax.Array, key_S: jax.Array
+) -> jax.Array | None:
+    """What `attention.attend` adds to the logits of these positions: [1, N, T, S], or None where there is no table."""
+    if table_RN is None:
+        return None
+    return relative_position_bias(table_RN, query_T, key_S, config.max_distance)
 
 
 def unstack_layers(params: dict[str, Any]) -> dict[str, Any]:

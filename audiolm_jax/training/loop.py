@@ -3,59 +3,78 @@
 import contextlib
 import json
 import os
-import pathlib
 import signal
 import sys
-import time
+from collections.abc import Iterator
 from typing import Any
 
-import flax.linen as nn
 import jax
 import ml_collections
 import numpy as np
 import tqdm
+from etils import epath
+from jax.experimental import multihost_utils
 
 from audiolm_jax import config as configs
-from audiolm_jax import files
-from audiolm_jax.errors import UserError
-from audiolm_jax.objective import Batch, Metrics, Objective, State
+from audiolm_jax import files, flops
+from audiolm_jax.errors import Diverged, UserError
+from audiolm_jax.objective import State
 from audiolm_jax.training import registry, sharding
 from audiolm_jax.training.checkpoint import Checkpoints
-from audiolm_jax.training.metrics import MetricsWriter
+from audiolm_jax.training.metrics import Clock, MetricsWriter, StepLog
+from audiolm_jax.training.step import build_program, with_average
 
 CONFIG_FILE = "config.json"
 # What may differ between a run and its resumption; see `check_resumable`.
-MAY_CHANGE = ("mesh.", "input.", "num_train_steps", "data_dir", "init_from", "max_eval_batches", "keep_checkpoints")
+MAY_CHANGE = (
+    "mesh.", "input.", "profile.", "num_train_steps", "data_dir", "init_from", "max_eval_batches", "keep_checkpoints",
+    "keep_best_checkpoints", "max_skipped_steps",
+)  # fmt: skip
 
 
 def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) -> int:
     """Trains until `config.num_train_steps`, resuming from the workdir's last checkpoint if it has one.
 
-    Writes `config.json`, `metrics.jsonl`, TensorBoard events and `checkpoints/STEP` into the workdir.
+    Writes `config.json`, `metrics.jsonl`, TensorBoard events and `checkpoints/STEP` into the workdir. Where a run
+    has several processes (`jax.distributed`), each calls this with the same arguments and a workdir that all of them
+    see; every process saves its part of a checkpoint, and the first one writes everything else.
 
     Args:
       config: a recipe's.
-      workdir: created where it does not exist; another run in it is refused.
+      workdir: folder or gs:// path, created where it does not exist; another run in the same folder is refused (in a
+        bucket it is not noticed).
 
     Returns:
       exit status: 0 when finished, 143 or 130 when SIGTERM or Ctrl-C stopped it (saved first).
+
+    Raises:
+      UserError: a config that contradicts itself, the data, the mesh or the workdir's checkpoint.
+      Diverged: `config.max_skipped_steps` steps in a row were not finite; the last good state is saved.
     """
+    clock = Clock()
     _check(config)
-    folder = files.make_folder(workdir)
-    with files.exclusive(folder / ".lock", "another run is training here", workdir):
-        mesh = sharding.make_mesh(config.mesh)
-        rules = list(sharding.RULES.items())
-        with jax.set_mesh(mesh), nn.logical_axis_rules(rules), _StopSignals() as stop:
-            return _Run(config, folder, mesh).train(stop)
+    folder = files.make_workdir(workdir)
+    with _only_run(folder), sharding.active(mesh := sharding.make_mesh(config.mesh)), _StopSignals() as stop:
+        return _Run(config, folder, mesh, clock).train(stop)
+
+
+@contextlib.contextmanager
+def _only_run(folder: epath.Path) -> Iterator[None]:
+    if jax.process_index() == 0 and files.is_local(folder):
+        with files.exclusive(os.fspath(folder / ".lock"), "another run is training here", folder):
+            yield
+    else:
+        yield
 
 
 def _check(config: ml_collections.ConfigDict):
-    for name in ("num_train_steps", "batch_size", "log_every_steps", "eval_every_steps", "checkpoint_every_steps"):
+    names = ("num_train_steps", "batch_size", "log_every_steps", "eval_every_steps", "checkpoint_every_steps")
+    for name in (*names, "max_skipped_steps"):
         if config[name] < 1:
             raise UserError("must be 1 or more", f"config.{name}={config[name]}", "change it")
 
 
-def check_resumable(before: dict[str, Any], now: dict[str, Any], workdir: pathlib.Path):
+def check_resumable(before: dict[str, Any], now: dict[str, Any], workdir: epath.Path):
     """Refuses, by name, to resume a run with a config or tokens that would change what it computes.
 
     Args:
@@ -77,143 +96,162 @@ def check_resumable(before: dict[str, Any], now: dict[str, Any], workdir: pathli
 
 
 class _StopSignals:
-    """Remembers SIGTERM or Ctrl-C until the step is done; a second Ctrl-C interrupts at once."""
+    """Remembers SIGTERM or Ctrl-C until the step is done; a second Ctrl-C interrupts at once.
+
+    In a run of several processes all of them must stop at the same step: there JAX's preemption service, which hears
+    SIGTERM in any process, picks it.
+    """
 
     def __init__(self):
-        self.status: int | None = None
+        self._status: int | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "_StopSignals":
         def remember(number, _):
-            self.status = 128 + number
+            self._status = 128 + number
             if number == signal.SIGINT:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-        # Handlers can be set in the main thread only; elsewhere the caller's stay in force.
-        with contextlib.suppress(ValueError):
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, remember)
+        if jax.process_count() == 1:
+            # Handlers can be set in the main thread only; elsewhere the caller's stay in force.
+            with contextlib.suppress(ValueError):
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    self._previous[number] = signal.signal(number, remember)
         return self
 
     def __exit__(self, *_):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def status(self, step: int) -> int | None:
+        """The exit status with which to stop after this step, None to go on; asked once a step."""
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+            self._status = 128 + signal.SIGTERM
+        return self._status
+
 
 class _Run:
-    """What stays fixed during a run: the objective, its compiled functions, the input, the mesh."""
+    """What stays fixed during a run: the compiled functions, the input, the mesh."""
 
-    def __init__(self, config: ml_collections.ConfigDict, folder: pathlib.Path, mesh: jax.sharding.Mesh):
-        self.config, self.folder, self.mesh = config, folder, mesh
-        shards = mesh.shape["data"] * mesh.shape["fsdp"]
-        if config.batch_size % shards:
-            raise UserError(
-                f"config.batch_size={config.batch_size} is not divided by mesh.data x mesh.fsdp = {shards}",
-                "config.batch_size",
-                f"choose a multiple of {shards}",
-            )
-        self.objective: Objective = registry.build_objective(config)
-        self.input = registry.build_input(config, report)
+    def __init__(self, config: ml_collections.ConfigDict, folder: epath.Path, mesh: jax.sharding.Mesh, clock: Clock):
+        self.config, self.folder, self.mesh, self.clock = config, folder, mesh, clock
+        self.writes = jax.process_index() == 0
+        with clock.measure("startup"):
+            self.program = build_program(config, mesh)
+            self.input = registry.build_input(config, report)
+        self.rows = sharding.process_rows(mesh, config.batch_size)
         self.description = {"config": config.to_dict(), "tokens": self.input.tokens}
-        key = jax.random.key(config.seed)
-        boxed = jax.eval_shape(self.objective.init, key)
-        self.shardings = sharding.state_shardings(boxed, mesh)
-        self.abstract_state = jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-            sharding.unbox(boxed),
-            self.shardings,
-        )
-        everywhere = sharding.replicated(mesh)
-        batch_place = sharding.batch_sharding(mesh)
-        init_key, self.step_key, self.eval_key, self.warm_start_key = jax.device_put(
-            jax.random.split(key, 4), everywhere
-        )
-        self.init_key = init_key
-        self._init = jax.jit(lambda key: sharding.unbox(self.objective.init(key)), out_shardings=self.shardings)
-
-        def step(state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
-            return self.objective.step(state, batch, jax.random.fold_in(key, state["step"]))
-
-        self.step = jax.jit(
-            step,
-            in_shardings=(self.shardings, batch_place, everywhere),
-            out_shardings=(self.shardings, everywhere),
-            donate_argnums=0,
-        )
-        self.eval_step = jax.jit(
-            self.objective.eval_step,
-            in_shardings=(self.shardings, batch_place, everywhere),
-            out_shardings=everywhere,
-        )
+        self.init_key, self.step_key, self.eval_key, self.warm_start_key = jax.jit(
+            lambda: tuple(jax.random.split(jax.random.key(config.seed), 4)), out_shardings=sharding.replicated(mesh)
+        )()
 
     def train(self, stop: _StopSignals) -> int:
         config = self.config
-        with Checkpoints(self.folder, config.keep_checkpoints) as checkpoints:
-            batches = self.input.training(jax.process_index(), jax.process_count())
-            restored = checkpoints.latest_step()
-            if restored is not None:
-                check_resumable(checkpoints.description(restored), self.description, self.folder)
-            files.write_bytes(self.folder / CONFIG_FILE, configs.to_json(config).encode())
-            if restored is None:
-                state = self.initial_state()
-            else:
-                state, position = checkpoints.restore(restored, self.abstract_state)
-                batches.set_state(position)
-            done = restored or 0
+        with Checkpoints(self.folder, config.keep_checkpoints, config.keep_best_checkpoints) as checkpoints:
+            with self.clock.measure("startup"):
+                done = checkpoints.latest_step()
+                if done is not None:
+                    check_resumable(checkpoints.description(done), self.description, self.folder)
+                if self.writes:
+                    files.write_bytes(self.folder / CONFIG_FILE, configs.to_json(config).encode())
+                batches = self.input.training(self.rows)
+                if done is None:
+                    done, state = 0, self.initial_state()
+                else:
+                    state, position = checkpoints.restore(done, self.program.abstract_state)
+                    batches.set_state(position)
             if done >= config.num_train_steps:
                 report(f"{self.folder}: already at step {done}")
                 return 0
-            with MetricsWriter(self.folder, done) as writer, self._progress(done) as bar:
+            with contextlib.ExitStack() as stack:
+                writer = stack.enter_context(MetricsWriter(self.folder, done)) if self.writes else None
+                bar = stack.enter_context(self._progress(done))
                 return self._loop(state, done, batches, checkpoints, writer, bar, stop)
 
-    def _loop(self, state: State, done: int, batches, checkpoints, writer, bar, stop) -> int:
-        config = self.config
-        log = _Log(writer, bar)
+    def _loop(self, state: State, done: int, batches, checkpoints, writer, bar, stop: _StopSignals) -> int:
+        config, clock = self.config, self.clock
+        log = StepLog(writer, bar, clock, self._utilization_per_step())
+        take_step, profiler = None, _Profiler(config.profile, done, self.folder)
         for step in range(done + 1, config.num_train_steps + 1):
-            batch = sharding.global_batch(next(batches), self.mesh)
+            with clock.measure("data"):
+                batch = sharding.global_batch(next(batches), config.batch_size, self.mesh)
+            if take_step is None:
+                with clock.measure("compile"):
+                    take_step = self.program.step.lower(state, batch, self.step_key).compile()
+            profiler.before(step)
             with jax.transfer_guard("disallow"):
-                state, metrics = self.step(state, batch, self.step_key)
-            last = step == config.num_train_steps or stop.status is not None
+                state, metrics = take_step(state, batch, self.step_key)
+            profiler.after(step, metrics)
+            diverged = self._diverged(log.flush())
+            status = 1 if diverged else stop.status(step)
+            last = step == config.num_train_steps or status is not None
             evaluate = step % config.eval_every_steps == 0 or last
-            log.flush()
+            evaluated: dict[str, np.ndarray] = {}
             if evaluate or step % config.log_every_steps == 0:
                 log.add(step, metrics)
             if evaluate:
-                log.extend(self.evaluate(state))
+                with clock.measure("evaluation"):
+                    log.extend(evaluated := self.evaluate(state))
             if last or step % config.checkpoint_every_steps == 0:
                 # The rows up to a checkpoint are on disk before it is: resuming never misses one.
                 log.flush()
-                checkpoints.save(step, state, batches.get_state(), self.description)
+                if writer is not None:
+                    writer.next_part(step)
+                with clock.measure("checkpoint"):
+                    eval_loss = float(evaluated["eval_loss"]) if "eval_loss" in evaluated else None
+                    checkpoints.save(step, state, batches.get_state(), self.description, eval_loss)
             bar.update(1)
             if last:
                 break
         checkpoints.wait()
-        return stop.status or 0
+        if diverged:
+            raise Diverged(
+                f"{config.max_skipped_steps} steps in a row were not finite; saved as it was before them",
+                f"{self.folder} at step {step}",
+                "lower the learning rate, clip gradients, or look at the data there",
+            )
+        return status or 0
+
+    def _diverged(self, metrics: dict[str, np.ndarray]) -> bool:
+        return bool(metrics) and int(metrics["skipped_in_a_row"]) >= self.config.max_skipped_steps
+
+    def _utilization_per_step(self) -> float | None:
+        """Model FLOPs of a step over what the mesh's devices can do in a second; None where either is unknown."""
+        peak = flops.peak_flops(jax.devices()[0].device_kind)
+        if peak is None:
+            return None
+        return flops.model_flops(self.config) / (peak * self.mesh.size)
 
     def initial_state(self) -> State:
         """A fresh, sharded state, warm-started on the first batches of the training data."""
-        state = self._init(self.init_key)
+        objective, abstract_state = self.program.objective, self.program.abstract_state
+        state = self.program.init(self.init_key)
         if self.config.init_from:
             from audiolm_jax.parts import read_part  # A part is read through the objectives: not at import.
 
-            weights = read_part(self.config.init_from).weights_for(self.abstract_state, self.objective)
-            places = {name: self.shardings[name] for name in weights}
-            state = {**state, **jax.device_put(weights, places)}
-        elif self.objective.warm_start is not None:
-            batches = self.input.training(jax.process_index(), jax.process_count())
-            first = [sharding.global_batch(next(batches), self.mesh) for _ in range(self.objective.warm_start_batches)]
-            state = self.objective.warm_start(state, first, self.warm_start_key)
-            state = jax.device_put(state, self.shardings)
-        return state
+            weights = read_part(self.config.init_from).weights_for(abstract_state, objective)
+            places = {name: abstract_state[name] for name in weights}
+            state = {**state, **jax.tree.map(_put, weights, places)}
+        elif objective.warm_start is not None:
+            batches = self.input.training(self.rows)
+            take = lambda: sharding.global_batch(next(batches), self.config.batch_size, self.mesh)
+            first = [take() for _ in range(objective.warm_start_batches)]
+            state = {**state, **objective.warm_start(state, first, self.warm_start_key)}
+        else:
+            return state
+        places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
+        finish = (lambda state: with_average(objective, state)) if self.config.ema_decay else (lambda state: state)
+        return jax.jit(finish, out_shardings=places)(state)
 
     def evaluate(self, state: State) -> dict[str, np.ndarray]:
         """Means over the held-out set, as "eval_NAME"; nothing where there is none."""
         totals: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        for index, batch in enumerate(self.input.evaluation(jax.process_index(), jax.process_count())):
+        for index, batch in enumerate(self.input.evaluation(self.rows)):
             if index == self.config.max_eval_batches:
                 break
             key = jax.random.fold_in(self.eval_key, index)
-            sums = jax.device_get(self.eval_step(state, sharding.global_batch(batch, self.mesh), key))
+            rows = sharding.global_batch(batch, self.config.batch_size, self.mesh)
+            sums = jax.device_get(self.program.eval_step(state, rows, key))
             for name, (total, count) in sums.items():
                 before = totals.get(name, (np.zeros(()), np.zeros(())))
                 totals[name] = before[0] + np.asarray(total), before[1] + np.asarray(count)
@@ -226,36 +264,31 @@ class _Run:
             desc=f"train {self.config.objective}",
             unit="step",
             mininterval=0.5 if sys.stderr.isatty() else 10.0,
-            disable=jax.process_index() != 0,
+            disable=not self.writes,
         )
 
 
-class _Log:
-    """Holds one step's metrics back until the next step runs, so that fetching them never stalls the device."""
+def _put(array: np.ndarray, place: jax.ShapeDtypeStruct) -> jax.Array:
+    """The same array in every process -> a sharded one."""
+    return jax.make_array_from_callback(array.shape, place.sharding, lambda index: array[index].astype(place.dtype))
 
-    def __init__(self, writer: MetricsWriter, bar: tqdm.tqdm):
-        self._writer, self._bar = writer, bar
-        self._pending: tuple[int, dict[str, Any]] | None = None
-        self._last = (time.monotonic(), bar.n)
 
-    def add(self, step: int, metrics: Metrics):
-        self._pending = (step, dict(metrics))
+class _Profiler:
+    """Traces `profile.num_steps` steps from `profile.start_step` on into WORKDIR/profile, for TensorBoard or XProf."""
 
-    def extend(self, values: dict[str, np.ndarray]):
-        assert self._pending is not None
-        self._pending[1].update(values)
+    def __init__(self, profile: ml_collections.ConfigDict, done: int, folder: epath.Path):
+        first = max(profile.start_step, done + 1)
+        self._window = range(first, profile.start_step + profile.num_steps)
+        self._folder = folder / "profile"
 
-    def flush(self):
-        if self._pending is None:
-            return
-        step, metrics = self._pending
-        self._pending = None
-        values = jax.device_get(metrics)
-        now = time.monotonic()
-        elapsed, steps = now - self._last[0], step - self._last[1]
-        self._last = (now, step)
-        self._writer.write(step, {**values, "steps_per_second": steps / max(elapsed, 1e-9)})
-        self._bar.set_postfix(loss=f"{float(values['loss']):.4g}", refresh=False)
+    def before(self, step: int):
+        if self._window and step == self._window[0]:
+            jax.profiler.start_trace(os.fspath(self._folder))
+
+    def after(self, step: int, metrics):
+        if self._window and step == self._window[-1]:
+            jax.block_until_ready(metrics)
+            jax.profiler.stop_trace()
 
 
 def report(line: str):

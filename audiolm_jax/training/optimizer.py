@@ -1,8 +1,12 @@
 """Optimisers and learning-rate schedules from a config's `optimizer` fields."""
 
+import functools
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 
 from audiolm_jax.errors import UserError
@@ -28,19 +32,64 @@ def make_schedule(optimizer: ml_collections.ConfigDict, num_train_steps: int) ->
 
 
 def make_optimizer(optimizer: ml_collections.ConfigDict, num_train_steps: int) -> optax.GradientTransformation:
-    """AdamW (Adam where `weight_decay` is 0) with the schedule, after clipping to `clip_norm` (0: none).
+    """AdamW (Adam where `weight_decay` is 0) or Adafactor with the schedule, after clipping to `clip_norm` (0: none).
 
     Weight decay leaves parameters named "scale" or "bias" alone.
     """
 
-    def decayed(path, _):
-        return not any(getattr(entry, "key", None) in ("scale", "bias") for entry in path)
+    def decayed(params):
+        spared = ("scale", "bias")
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: not any(getattr(entry, "key", None) in spared for entry in path), params
+        )
 
-    adamw = optax.adamw(
-        make_schedule(optimizer, num_train_steps),
-        b1=optimizer.beta1,
-        b2=optimizer.beta2,
-        weight_decay=optimizer.weight_decay,
-        mask=lambda params: jax.tree_util.tree_map_with_path(decayed, params),
-    )
-    return optax.chain(optax.clip_by_global_norm(optimizer.clip_norm), adamw) if optimizer.clip_norm else adamw
+    schedule = make_schedule(optimizer, num_train_steps)
+    match optimizer.name:
+        case "adamw":
+            rule = optax.adamw(
+                schedule, b1=optimizer.beta1, b2=optimizer.beta2, weight_decay=optimizer.weight_decay, mask=decayed
+            )
+        case "adafactor":
+            # No momentum: that is where the memory is saved.
+            rule = _keep_axis_names(
+                optax.adafactor(
+                    schedule,
+                    decay_rate=optimizer.decay_rate,
+                    weight_decay_rate=optimizer.weight_decay or None,
+                    weight_decay_mask=decayed,
+                )
+            )
+        case other:
+            raise UserError("unknown optimizer", f"config.optimizer.name={other}", "use adamw or adafactor")
+    return optax.chain(optax.clip_by_global_norm(optimizer.clip_norm), rule) if optimizer.clip_norm else rule
+
+
+def _keep_axis_names(adafactor: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Adafactor whose initial state names the axes that its row and column statistics keep.
+
+    optax averages a factored parameter over its largest axis for the rows and over the next for the columns, but
+    leaves the box around each statistic with all the parameter's names.
+    """
+
+    def rename(largest: int, statistic, param):
+        if not isinstance(param, nn.LogicallyPartitioned) or statistic.value.shape == param.value.shape:
+            return statistic
+        if statistic.value.size == 1:
+            return statistic.value
+        names = list(param.names)
+        del names[np.argsort(param.value.shape)[-largest]]
+        return statistic.replace(names=tuple(names))
+
+    def init(params):
+        def mend(state):
+            if not isinstance(state, optax.FactoredState):
+                return state
+            is_box = lambda node: isinstance(node, nn.LogicallyPartitioned)
+            renamed = lambda largest, tree: jax.tree.map(
+                functools.partial(rename, largest), tree, params, is_leaf=is_box
+            )
+            return state._replace(v_row=renamed(1, state.v_row), v_col=renamed(2, state.v_col), v=renamed(1, state.v))
+
+        return jax.tree.map(mend, adafactor.init(params), is_leaf=lambda node: isinstance(node, optax.FactoredState))
+
+    return optax.GradientTransformation(init, adafactor.update)

@@ -1,5 +1,7 @@
 """Which objective and which input a config means."""
 
+import jax
+import jax.numpy as jnp
 import ml_collections
 
 from audiolm_jax.data.pipeline import AudioInput, TokenInput
@@ -38,7 +40,12 @@ def build_objective(config: ml_collections.ConfigDict) -> Objective:
 
 
 def _check_language_model(config: ml_collections.ConfigDict):
+    from audiolm_jax.lm.transformer import REMAT_POLICIES
+
     model, stage = config.model, config.stage
+    for name, known in (("position", ("relative_bias", "rotary")), ("remat", ("none", *REMAT_POLICIES))):
+        if model[name] not in known:
+            raise UserError(f"unknown {name}", f"config.model.{name}={model[name]}", f"use {', '.join(known)}")
     if model.embed_dim % model.num_heads:
         raise UserError(
             f"config.model.num_heads={model.num_heads} does not divide embed_dim={model.embed_dim}",
@@ -67,3 +74,22 @@ def build_input(config: ml_collections.ConfigDict, report) -> AudioInput | Token
 
         return TokenInput(config, stage_from_config(config))
     return AudioInput(config, report)
+
+
+def abstract_batch(config: ml_collections.ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and types of a global training batch of `build_input`, without any data."""
+    rows = config.batch_size
+    if config.objective in LANGUAGE_MODELS:
+        from audiolm_jax.lm.objective import stage_from_config
+
+        shape = (rows, stage_from_config(config).sequence_length)
+        types = {"decoder_input_tokens": jnp.int32, "decoder_target_tokens": jnp.int32}
+        types["decoder_loss_weights"] = jnp.float32
+        if config.packing:
+            types["decoder_segment_ids"] = jnp.int32
+        return {name: jax.ShapeDtypeStruct(shape, dtype) for name, dtype in types.items()}
+    samples = round(config.crop_seconds * config.model.sample_rate)
+    return {
+        "wave_BW": jax.ShapeDtypeStruct((rows, samples), jnp.float32),
+        "lengths_B": jax.ShapeDtypeStruct((rows,), jnp.int32),
+    }

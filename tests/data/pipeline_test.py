@@ -20,7 +20,7 @@ METADATA = token_dataset.TokenMetadata("c" * 8, "s" * 8, 64, 32, 6, 25, 50, 1600
 def tokens(tmp_path_factory):
     """A dataset of 23 + 5 records whose semantic tokens count up from the record's number."""
     folder = tmp_path_factory.mktemp("tokens")
-    lengths = {}
+    lengths, frames = {}, {}
     for split, count in (("train", 23), ("validation", 5)):
         records = [
             {
@@ -35,7 +35,8 @@ def tokens(tmp_path_factory):
         ]
         token_dataset.write_shard(folder / token_dataset.shard_name(split, 0, 1), records, 6)
         lengths[split] = [count]
-    token_dataset.write_info(folder, lengths, METADATA)
+        frames[split] = [len(record["semantic"]) for record in records]
+    token_dataset.write_info(folder, lengths, frames, METADATA)
     return str(folder)
 
 
@@ -58,12 +59,12 @@ def test_records_survive_the_round_trip(tokens):
 
 
 def test_position_resumes_exactly(tokens):
-    batches = token_input(config_of(tokens)).training(0, 1)
+    batches = token_input(config_of(tokens)).training(np.arange(4))
     for _ in range(9):
         next(batches)
     position = batches.get_state()
     expected = [next(batches) for _ in range(12)]
-    again = token_input(config_of(tokens)).training(0, 1)
+    again = token_input(config_of(tokens)).training(np.arange(4))
     again.set_state(position)
     for batch in expected:
         for name, array in next(again).items():
@@ -72,7 +73,7 @@ def test_position_resumes_exactly(tokens):
 
 def test_an_epoch_holds_every_record_once(tokens):
     config = config_of(tokens, batch_size=1)
-    batches = token_input(config).training(0, 1)
+    batches = token_input(config).training(np.arange(1))
     first = [
         int(b["decoder_target_tokens"][0][b["decoder_loss_weights"][0] > 0][0]) for b in itertools.islice(batches, 46)
     ]
@@ -80,20 +81,52 @@ def test_an_epoch_holds_every_record_once(tokens):
     assert first[:23] != first[23:]
 
 
-def test_hosts_share_no_example(tokens):
-    def firsts(index, count, steps):
-        batches = token_input(config_of(tokens, batch_size=count)).training(index, count)
-        picked = itertools.islice(batches, steps)
-        return [int(b["decoder_target_tokens"][0][b["decoder_loss_weights"][0] > 0][0]) for b in picked]
+def test_a_batch_does_not_depend_on_how_many_processes_read_it(tokens):
+    source = token_input(config_of(tokens, packing=True))
+    whole = list(itertools.islice(source.training(np.arange(4)), 12))
+    shares = [itertools.islice(source.training(rows), 12) for rows in (np.array([0, 1]), np.array([2, 3]))]
+    for batch, first, second in zip(whole, *shares, strict=True):
+        for name, array in batch.items():
+            np.testing.assert_array_equal(array, np.concatenate([first[name], second[name]]))
 
-    alone = firsts(0, 1, 22)
-    assert firsts(0, 2, 11) == alone[0::2] and firsts(1, 2, 11) == alone[1::2]
+
+def test_processes_evaluate_the_same_number_of_batches(tokens):
+    source = token_input(config_of(tokens))
+    whole = list(source.evaluation(np.arange(4)))
+    first, second = (list(source.evaluation(rows)) for rows in (np.array([0, 2]), np.array([1, 3])))
+    assert len(whole) == len(first) == len(second) == 2
+    for name in ("decoder_target_tokens", "valid_B"):
+        for all_rows, even, odd in zip(whole, first, second, strict=True):
+            np.testing.assert_array_equal(
+                all_rows[name],
+                np.stack([even[name], odd[name]], 1).reshape(even[name].shape[0] * 2, *even[name].shape[1:]),
+            )
+
+
+def test_packed_rows_hold_every_record_once_an_epoch(tokens):
+    config = config_of(tokens, batch_size=1, packing=True)
+    source = token_input(config)
+    rows = list(itertools.islice(source.training(np.arange(1)), 60))
+    alone = [int(row["decoder_segment_ids"].max()) for row in rows]
+    assert max(alone) > 1
+    seen, epochs = [], []
+    for row in rows:
+        segments, targets = row["decoder_segment_ids"][0], row["decoder_target_tokens"][0]
+        weights = row["decoder_loss_weights"][0]
+        for segment in range(1, segments.max() + 1):
+            mine = segments == segment
+            assert row["decoder_input_tokens"][0][mine][0] == 0
+            seen.append(int(targets[mine & (weights > 0)][0]))
+        if len(seen) == 23:
+            epochs.append(sorted(seen))
+            seen = []
+    assert len(epochs) >= 3 and len(set(epochs[0])) == 23 and epochs[0] == epochs[1]
 
 
 def test_evaluation_reads_everything_once(tokens):
     config = config_of(tokens, "semantic")
     config.stage.crop_seconds = 0.2
-    batches = list(token_input(config).evaluation(0, 1))
+    batches = list(token_input(config).evaluation(np.arange(4)))
     weights = np.concatenate([b["decoder_loss_weights"] * b["valid_B"][:, None] for b in batches])
     # 10 … 14 tokens, of which none repeats, and an end token each.
     assert weights.sum() == sum(range(10, 15)) + 5
@@ -130,23 +163,23 @@ def audio_config(folder, **fields):
 def test_audio_crops_are_continuous_and_cover_each_recording(recordings):
     source = AudioInput(audio_config(recordings), print)
     seen = set()
-    for batch in itertools.islice(source.training(0, 1), 30):
+    for batch in itertools.islice(source.training(np.arange(5)), 30):
         assert batch["wave_BW"].shape == (5, 24000) and batch["wave_BW"].dtype == np.float32
         for wave_W, length in zip(batch["wave_BW"], batch["lengths_B"], strict=True):
             assert np.all(wave_W[length:] == 0)
             np.testing.assert_allclose(np.diff(wave_W[:length]), 1 / 16000 / 100, atol=1e-7)
             seen.add(int(wave_W[0] * 10 + 1e-4))
-    held_out = {int(b["wave_BW"][0, 0] * 10 + 1e-4) for b in source.evaluation(0, 1)}
+    held_out = {int(b["wave_BW"][0, 0] * 10 + 1e-4) for b in source.evaluation(np.arange(5))}
     assert len(seen) == 5 and seen | held_out == set(range(6)) and not seen & held_out
 
 
 def test_audio_position_resumes_exactly(recordings):
-    batches = AudioInput(audio_config(recordings), print).training(0, 1)
+    batches = AudioInput(audio_config(recordings), print).training(np.arange(5))
     for _ in range(5):
         next(batches)
     position, expected = batches.get_state(), None
     expected = [next(batches) for _ in range(5)]
-    again = AudioInput(audio_config(recordings), print).training(0, 1)
+    again = AudioInput(audio_config(recordings), print).training(np.arange(5))
     again.set_state(position)
     for batch in expected:
         np.testing.assert_array_equal(next(again)["wave_BW"], batch["wave_BW"])
@@ -155,10 +188,10 @@ def test_audio_position_resumes_exactly(recordings):
 def test_audio_evaluation_covers_every_sample(recordings):
     (held_out,) = set(range(6)) - {
         int(w[0] * 10 + 1e-4)
-        for b in itertools.islice(AudioInput(audio_config(recordings), print).training(0, 1), 40)
+        for b in itertools.islice(AudioInput(audio_config(recordings), print).training(np.arange(5)), 40)
         for w in b["wave_BW"]
     }
-    batches = list(AudioInput(audio_config(recordings), print).evaluation(0, 1))
+    batches = list(AudioInput(audio_config(recordings), print).evaluation(np.arange(5)))
     lengths = np.concatenate([b["lengths_B"] * b["valid_B"] for b in batches])
     assert lengths.sum() == 16000 * (held_out + 1)
 

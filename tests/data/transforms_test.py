@@ -28,7 +28,7 @@ def record_of(frames, odd=False, is_end=True):
 @settings(max_examples=60, deadline=None)
 def test_crops_keep_the_streams_aligned(frames, seed, odd, is_end):
     stage = make_stage("coarse", crop_seconds=2.0, **LAYOUT)
-    crop = transforms.crop(record_of(frames, odd, is_end), stage, 25, 50, np.random.default_rng(seed))
+    crop = transforms.crop(record_of(frames, odd, is_end), stage, np.random.default_rng(seed))
     start, count = crop["semantic"][0], len(crop["semantic"])
     assert count == min(frames, 50)
     at_end = start + count == frames
@@ -40,7 +40,7 @@ def test_crops_keep_the_streams_aligned(frames, seed, odd, is_end):
 def test_every_crop_is_equally_likely():
     stage = make_stage("semantic", crop_seconds=2.0, **LAYOUT)
     generator = np.random.default_rng(0)
-    starts = [transforms.crop(record_of(60), stage, 25, 50, generator)["semantic"][0] for _ in range(4400)]
+    starts = [transforms.crop(record_of(60), stage, generator)["semantic"][0] for _ in range(4400)]
     counts = np.bincount(starts, minlength=11)
     assert len(counts) == 11 and counts.min() > 320 and counts.max() < 480
 
@@ -49,7 +49,7 @@ def test_every_crop_is_equally_likely():
 @settings(max_examples=40, deadline=None)
 def test_windows_cover_the_record_once(frames, odd):
     stage = make_stage("coarse", crop_seconds=2.0, **LAYOUT)
-    windows = list(transforms.windows(record_of(frames, odd), stage, 25, 50))
+    windows = list(transforms.windows(record_of(frames, odd), stage))
     np.testing.assert_array_equal(np.concatenate([w["semantic"] for w in windows]), np.arange(frames))
     np.testing.assert_array_equal(np.concatenate([w["acoustic"][:, 0] for w in windows]), np.arange(2 * frames - odd))
     assert [w["is_end"] for w in windows] == [False] * (len(windows) - 1) + [True]
@@ -75,7 +75,7 @@ def test_no_end_token_at_the_end_of_a_crop():
     stage = make_stage("semantic", crop_seconds=2.0, **LAYOUT)
     generator = np.random.default_rng(0)
     for _ in range(50):
-        crop = transforms.crop(record_of(80), stage, 25, 50, generator)
+        crop = transforms.crop(record_of(80), stage, generator)
         example = transforms.encode(crop, stage)
         ends = np.sum((example["decoder_target_tokens"] == EOS) & (example["decoder_loss_weights"] > 0))
         assert ends == (crop["semantic"][-1] == 79)

@@ -18,11 +18,12 @@ LAYOUT = {
     "semantic_rate": 25, "acoustic_rate": 50, "deduplicate": True, "crop_seconds": 1.0,
 }  # fmt: skip
 PIANO = {**LAYOUT, "num_quantizers": 3, "num_coarse_quantizers": 3}
-STAGES = [make_stage(name, **LAYOUT) for name in ("semantic", "coarse", "fine")] + [make_stage("coarse", **PIANO)]
-IDS = ["semantic", "coarse", "fine", "piano"]
+STAGES = [make_stage(name, **LAYOUT) for name in ("semantic", "coarse", "fine")]
+STAGES += [make_stage("coarse", **PIANO), make_stage("coarse", **LAYOUT, semantic_condition=False)]
+IDS = ["semantic", "coarse", "fine", "piano", "acoustic-only"]
 
 
-def model_of(stage, seed=0, dtype="float32"):
+def model_of(stage, seed=0, dtype="float32", position="relative_bias"):
     config = TransformerConfig(
         stage.vocab_size,
         num_layers=2,
@@ -32,6 +33,7 @@ def model_of(stage, seed=0, dtype="float32"):
         num_buckets=8,
         max_distance=30,
         dtype=dtype,
+        position=position,
     )
     params = nn.unbox(Transformer(config).init(jax.random.key(seed), jnp.zeros((1, 4), jnp.int32))["params"])
     # A sharper output than at initialisation, so that sampling has something to choose from.
@@ -48,9 +50,10 @@ def prefix_of(stage, frames, seed):
     return stage.prefix(condition, stage.target.flatten(record[stage.target.source])[: 4 * stage.target.num_levels])
 
 
+@pytest.mark.parametrize("position", ["relative_bias", "rotary"])
 @pytest.mark.parametrize("stage", STAGES, ids=IDS)
-def test_cached_logits_equal_the_full_forward_pass(stage):
-    config, params = model_of(stage)
+def test_cached_logits_equal_the_full_forward_pass(stage, position):
+    config, params = model_of(stage, position=position)
     tokens_BT = np.random.default_rng(0).integers(0, stage.vocab_size, (3, 30)).astype(np.int32)
     full_BTV = Transformer(config).apply({"params": params}, tokens_BT)
     loose, cache = unstack_layers(params), init_cache(config, 3, 40)
@@ -61,9 +64,10 @@ def test_cached_logits_equal_the_full_forward_pass(stage):
     np.testing.assert_allclose(np.concatenate(pieces, axis=1), full_BTV, atol=1e-5)
 
 
+@pytest.mark.parametrize("position", ["relative_bias", "rotary"])
 @pytest.mark.parametrize("stage", STAGES, ids=IDS)
-def test_ragged_prompts_give_the_logits_of_each_alone(stage):
-    config, params = model_of(stage)
+def test_ragged_prompts_give_the_logits_of_each_alone(stage, position):
+    config, params = model_of(stage, position=position)
     loose = unstack_layers(params)
     rows = [prefix_of(stage, frames, seed=frames) for frames in (3, 9, 6)]
     longest = max(map(len, rows))

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from audiolm_jax.lm.attention import relative_position_bucket
+from audiolm_jax.lm import decode
+from audiolm_jax.lm.attention import relative_position_bucket, rotate
 from audiolm_jax.lm.transformer import Transformer, TransformerConfig, unstack_layers
 
 CONFIG = TransformerConfig(
@@ -101,6 +102,68 @@ def test_remat_changes_nothing(remat):
     assert "remat" in jaxpr or "checkpoint" in jaxpr
     expected = jax.grad(loss)(params, CONFIG)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), jax.grad(loss)(params, rematted), expected)
+
+
+def test_rotary_positions_equal_hugging_face():
+    torch = pytest.importorskip("torch")
+    llama = pytest.importorskip("transformers.models.llama.modeling_llama")
+    x_BTNH = np.random.default_rng(0).standard_normal((2, 9, 3, 16)).astype(np.float32)
+    position_T = np.arange(5, 14)
+    angles_TH = np.tile(position_T[:, None] * 10_000.0 ** (-np.arange(8) / 8), 2)
+    cos_1TH, sin_1TH = (torch.from_numpy(f(angles_TH).astype(np.float32))[None] for f in (np.cos, np.sin))
+    heads_first = torch.from_numpy(x_BTNH.transpose(0, 2, 1, 3))
+    theirs, _ = llama.apply_rotary_pos_emb(heads_first, heads_first, cos_1TH, sin_1TH)
+    np.testing.assert_allclose(
+        rotate(jnp.asarray(x_BTNH), position_T), theirs.numpy().transpose(0, 2, 1, 3), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_rotary_attention_knows_distances_only():
+    q_BTNH, k_BTNH = np.random.default_rng(1).standard_normal((2, 1, 6, 2, 8)).astype(np.float32)
+    logits = [
+        jnp.einsum("BTNH,BSNH->BNTS", rotate(q_BTNH, jnp.arange(6) + shift), rotate(k_BTNH, jnp.arange(6) + shift))
+        for shift in (0, 100)
+    ]
+    np.testing.assert_allclose(*logits, atol=1e-4)
+    plain = jnp.einsum("BTNH,BSNH->BNTS", q_BTNH, k_BTNH)
+    assert np.abs(logits[0] - plain).max() > 0.1
+
+
+@pytest.mark.parametrize("position", ["relative_bias", "rotary"])
+def test_packed_sequences_equal_each_alone(position):
+    config = dataclasses.replace(CONFIG, position=position)
+    params = init_params(config)
+    generator = np.random.default_rng(2)
+    sequences = [generator.integers(0, 128, length) for length in (7, 1, 12)]
+    packed_1T = np.concatenate([*sequences, np.zeros(4, int)])[None]
+    segments_1T = np.repeat([1, 2, 3, 0], [7, 1, 12, 4])[None]
+    packed_1TV = Transformer(config).apply({"params": params}, packed_1T, segment_ids_BT=jnp.asarray(segments_1T))
+    start = 0
+    for tokens in sequences:
+        alone_1TV = Transformer(config).apply({"params": params}, tokens[None])
+        np.testing.assert_allclose(packed_1TV[:, start : start + len(tokens)], alone_1TV, atol=2e-5)
+        start += len(tokens)
+    # Without the segments the later sequences see the earlier ones.
+    mixed_1TV = Transformer(config).apply({"params": params}, packed_1T)
+    assert np.abs(mixed_1TV[:, 8:20] - packed_1TV[:, 8:20]).max() > 1e-2
+
+
+def test_scanned_layers_equal_a_loop():
+    params = init_params(CONFIG)
+    tokens_BT = np.random.default_rng(3).integers(0, 128, (2, 10))
+
+    def looped(params):
+        hidden_BTD, _ = decode.forward_cached(
+            CONFIG, unstack_layers(params), tokens_BT, jnp.zeros(2, int), decode.init_cache(CONFIG, 2, 10), 0
+        )
+        return jnp.sum(jnp.sin(hidden_BTD @ params["head"]))
+
+    def scanned(params):
+        return jnp.sum(jnp.sin(Transformer(CONFIG).apply({"params": params}, tokens_BT)))
+
+    assert str(jax.make_jaxpr(scanned)(params)).count("scan[") == 1 + str(jax.make_jaxpr(looped)(params)).count("scan[")
+    expected, actual = jax.value_and_grad(looped)(params), jax.value_and_grad(scanned)(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4), actual, expected)
 
 
 def test_parameter_counts_of_the_paper():

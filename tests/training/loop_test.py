@@ -10,7 +10,7 @@ import time
 import pytest
 
 from audiolm_jax.training.checkpoint import find_checkpoint
-from audiolm_jax.training.metrics import FILE, read_metrics
+from audiolm_jax.training.metrics import is_timing, read_metrics
 from tests import tiny
 from tests.data.pipeline_test import METADATA
 from tests.training import tokens
@@ -46,7 +46,7 @@ def start_and_wait_for_step(arguments, workdir, step):
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 600
     while time.monotonic() < deadline and process.poll() is None:
-        rows = read_metrics(workdir / FILE)
+        rows = read_metrics(workdir)
         if rows and rows[-1]["step"] >= step:
             return process
         time.sleep(0.01)
@@ -54,8 +54,7 @@ def start_and_wait_for_step(arguments, workdir, step):
 
 
 def losses(workdir):
-    timing = ("steps_per_second",)
-    return [{k: v for k, v in row.items() if k not in timing} for row in read_metrics(workdir / FILE)]
+    return [{k: v for k, v in row.items() if not is_timing(k)} for row in read_metrics(workdir)]
 
 
 # A semantic run on every commit; the others, whose compilation takes longer, in the slow step.
@@ -86,7 +85,7 @@ def test_sigterm_saves_and_exits_143(data, tmp_path):
     process.communicate(timeout=120)
     assert process.returncode == 143
     saved = int(find_checkpoint(tmp_path / "w").name)
-    assert read_metrics(tmp_path / "w" / FILE)[-1]["step"] == saved
+    assert read_metrics(tmp_path / "w")[-1]["step"] == saved
     resumed = run(command("semantic", data, tmp_path / "w", num_train_steps=saved + 2))
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     assert [row["step"] for row in losses(tmp_path / "w")] == list(range(1, saved + 3))

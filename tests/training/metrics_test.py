@@ -13,10 +13,10 @@ def test_rows_after_the_restored_step_are_cut(tmp_path):
             writer.write(step, {"loss": np.float32(1) / 3 * step})
     with open(tmp_path / FILE, "a") as file:
         file.write('{"step": 8, "lo')
-    assert [row["step"] for row in read_metrics(tmp_path / FILE)] == list(range(1, 8))
+    assert [row["step"] for row in read_metrics(tmp_path)] == list(range(1, 8))
     with MetricsWriter(tmp_path, 5) as writer:
         writer.write(6, {"loss": 6.0, "vector": np.array([1.0, 2.0])})
-    rows = read_metrics(tmp_path / FILE)
+    rows = read_metrics(tmp_path)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert rows[-1]["vector"] == [1.0, 2.0]
     assert rows[1]["loss"] == float(np.float32(1) / 3 * 2)

@@ -1,5 +1,6 @@
-"""Schedules at the steps that matter, and AdamW's weight decay."""
+"""Schedules at the steps that matter; AdamW's weight decay; Adafactor."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -43,6 +44,41 @@ def test_clipping_bounds_the_gradient():
     _, state = clipped.update(huge, clipped.init(params), params)
     first_moment = next(leaf for leaf in optax.tree_utils.tree_get_all_with_path(state, "mu"))[1]
     np.testing.assert_allclose(first_moment["kernel"], 0.1 * np.array([0.6, 0.8]), rtol=1e-4)
+
+
+def adafactor_fields(**changed):
+    return fields(
+        name="adafactor", warmup_steps=0, schedule="constant", learning_rate=0.01, weight_decay=0.0, **changed
+    )
+
+
+def test_adafactor_is_optax_s_own():
+    generator = np.random.default_rng(0)
+    params = {"kernel": jnp.asarray(generator.standard_normal((2, 128, 160))), "bias": jnp.ones(5)}
+    ours = make_optimizer(adafactor_fields(decay_rate=0.7), 10)
+    theirs = optax.adafactor(0.01, decay_rate=0.7)
+    state, expected_state = ours.init(params), theirs.init(params)
+    for seed in range(3):
+        grads = jax.tree.map(lambda p, seed=seed: jax.random.normal(jax.random.key(seed), p.shape), params)
+        updates, state = ours.update(grads, state, params)
+        expected, expected_state = theirs.update(grads, expected_state, params)
+        jax.tree.map(np.testing.assert_array_equal, updates, expected)
+    moments = optax.tree_utils.tree_get(state, "v_row")["kernel"]
+    assert moments.shape == (2, 128)
+
+
+def test_adafactor_weight_decay_leaves_scales_alone():
+    decaying = adafactor_fields()
+    decaying.weight_decay = 0.5
+    optimizer = make_optimizer(decaying, 10)
+    params = {"kernel": jnp.ones((2, 2)), "scale": jnp.ones(2)}
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    assert np.all(updates["kernel"] < 0) and np.all(updates["scale"] == 0)
+
+
+def test_unknown_optimizer():
+    with pytest.raises(UserError, match="unknown optimizer: config.optimizer.name=sgd"):
+        make_optimizer(fields(name="sgd"), 10)
 
 
 def test_unknown_schedule():

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+import optax
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
@@ -11,6 +12,7 @@ from audiolm_jax.config import language_model_config
 from audiolm_jax.errors import UserError
 from audiolm_jax.training import sharding
 from audiolm_jax.training.registry import build_objective
+from audiolm_jax.training.step import initial_state
 from tests import tiny
 
 
@@ -40,6 +42,50 @@ def test_golden_specs_of_a_language_model():
     assert specs["params"] == expected
     moments = [leaf for leaf in jax.tree.leaves(specs["opt_state"]) if leaf != PartitionSpec()]
     assert sorted(map(str, moments)) == sorted(2 * list(map(str, jax.tree.leaves(expected))))
+
+
+def test_golden_specs_of_adafactor_s_statistics():
+    config = language_model_config("coarse")
+    config.optimizer.name = "adafactor"
+    abstract = jax.eval_shape(build_objective(config).init, jax.random.key(0))
+    mesh = AbstractMesh((2, 4, 2), sharding.MESH_AXES)
+    specs = jax.tree.map(lambda place: place.spec, sharding.state_shardings(abstract, mesh)["opt_state"])
+    rows, columns = (optax.tree_utils.tree_get(specs, name)["layers"] for name in ("v_row", "v_col"))
+    # [layers, embed, mlp]: rows keep the narrower axis, columns the wider one.
+    assert rows["mlp"]["wide"] == PartitionSpec(None, "fsdp")
+    assert columns["mlp"]["wide"] == PartitionSpec(None, "tensor")
+    assert rows["mlp"]["narrow"] == PartitionSpec(None, "fsdp")
+    assert columns["mlp"]["narrow"] == PartitionSpec(None, "tensor")
+    # Heads of 64 are too narrow to factor: the statistics are the whole parameter's.
+    whole = optax.tree_utils.tree_get(specs, "v")["layers"]["attention"]
+    assert whole["query"] == PartitionSpec(None, "fsdp", "tensor", None)
+    assert rows["attention"]["query"] == PartitionSpec()
+
+
+def test_moving_averages_lie_where_their_parameters_do():
+    config = language_model_config("coarse")
+    config.ema_decay = 0.999
+    mesh = AbstractMesh((2, 4, 2), sharding.MESH_AXES)
+    abstract = jax.eval_shape(
+        lambda key: initial_state(build_objective(config), config.ema_decay, key), jax.random.key(0)
+    )
+    specs = jax.tree.map(lambda place: place.spec, sharding.state_shardings(abstract, mesh))
+    assert specs["ema"]["params"] == specs["params"]
+
+
+def test_rows_of_each_process_follow_from_the_mesh():
+    mesh = sharding.make_mesh(ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}))
+    assert sharding.process_rows(mesh, 6).tolist() == list(range(6))
+
+
+def test_batch_that_the_mesh_or_the_microbatches_do_not_divide():
+    config = tiny.config_of("coarse", batch_size=12)
+    sharding.check_batch(config, AbstractMesh((2, 3, 1), sharding.MESH_AXES))
+    with pytest.raises(UserError, match="batch_size=12 is not divided by mesh.data x mesh.fsdp = 8: "):
+        sharding.check_batch(config, AbstractMesh((4, 2, 1), sharding.MESH_AXES))
+    config.accumulation_steps = 4
+    with pytest.raises(UserError, match="times accumulation_steps = 4"):
+        sharding.check_batch(config, AbstractMesh((2, 1, 1), sharding.MESH_AXES))
 
 
 @pytest.mark.parametrize("objective", tiny.OVERRIDES)

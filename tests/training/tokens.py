@@ -12,7 +12,7 @@ def write(folder, metadata):
     """Writes 20 training and 4 validation records; returns the folder."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
-    lengths = {}
+    lengths, frames = {}, {}
     for split, count in (("train", 20), ("validation", 4)):
         records = [
             {
@@ -27,6 +27,7 @@ def write(folder, metadata):
         ]
         token_dataset.write_shard(folder / token_dataset.shard_name(split, 0, 1), records, tiny.LEVELS)
         lengths[split] = [count]
+        frames[split] = [len(record["semantic"]) for record in records]
     sizes = {"num_clusters": tiny.CLUSTERS, "codebook_size": tiny.CODES, "num_quantizers": tiny.LEVELS}
-    token_dataset.write_info(folder, lengths, dataclasses.replace(metadata, **sizes))
+    token_dataset.write_info(folder, lengths, frames, dataclasses.replace(metadata, **sizes))
     return folder

@@ -1,0 +1,37 @@
+"""Eight devices compute what one does, however they share the work."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.training.meshes import MESHES
+
+
+def on_eight_devices(module, *arguments):
+    flags = "--xla_force_host_platform_device_count=8"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments], capture_output=True, text=True, timeout=900, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_eight_devices_equal_one(optimizer):
+    results = on_eight_devices("tests.training.meshes", optimizer)
+    assert list(results) == list(MESHES)
+    single = results.pop("single")
+    assert single["losses"][-1] < single["losses"][0] - 0.01
+    for name, result in results.items():
+        np.testing.assert_allclose(result["losses"], single["losses"], rtol=1e-5, err_msg=name)
+        assert result["relative_distance"] < 1e-4, name
+    # Nothing large is left whole on every device.
+    assert results["data"]["held"] == 1.0
+    for name in ("fsdp", "tensor", "combined"):
+        assert results[name]["held"] < 0.3, name

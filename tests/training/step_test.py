@@ -1,0 +1,184 @@
+"""One step's surroundings: microbatches, moving average, guard."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from audiolm_jax.lm.objective import stage_from_config
+from audiolm_jax.parts import read_part
+from audiolm_jax.training import loop, sharding
+from audiolm_jax.training.checkpoint import find_checkpoint
+from audiolm_jax.training.metrics import read_metrics
+from audiolm_jax.training.registry import abstract_batch
+from audiolm_jax.training.step import build_program
+from tests import tiny
+from tests.data.pipeline_test import METADATA
+from tests.training import tokens
+
+
+def batch_of(config, seed=0):
+    """Random tokens with ragged loss weights."""
+    generator = np.random.default_rng(seed)
+    stage = stage_from_config(config)
+    shape = (config.batch_size, stage.sequence_length)
+    lengths = generator.integers(3, shape[1], shape[0])
+    return {
+        "decoder_input_tokens": generator.integers(0, stage.vocab_size, shape).astype(np.int32),
+        "decoder_target_tokens": generator.integers(0, stage.vocab_size, shape).astype(np.int32),
+        "decoder_loss_weights": (np.arange(shape[1]) < lengths[:, None]).astype(np.float32),
+    }
+
+
+def run_steps(config, batches):
+    """(state, metrics) after each batch."""
+    mesh = sharding.make_mesh(config.mesh)
+    with sharding.active(mesh):
+        program = build_program(config, mesh)
+        state, history = program.init(jax.random.key(config.seed)), []
+        for batch in batches:
+            batch = sharding.global_batch(batch, config.batch_size, mesh)
+            state, metrics = program.step(state, batch, jax.random.key(1))
+            history.append(jax.device_get((state, metrics)))
+    return history
+
+
+def config_of(**fields):
+    return tiny.config_of("coarse", **{"batch_size": 8, "model.dropout_rate": 0.0, **fields})
+
+
+def assert_trees_close(actual, expected, tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance, rtol=tolerance), actual, expected)
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_microbatches_equal_one_batch(count):
+    batches = [batch_of(config_of(), seed) for seed in range(3)]
+    whole = run_steps(config_of(), batches)
+    parts = run_steps(config_of(accumulation_steps=count), batches)
+    for (state, metrics), (other_state, other_metrics) in zip(whole, parts, strict=True):
+        assert_trees_close(other_metrics, metrics, 2e-5)
+        assert_trees_close(other_state["params"], state["params"], 2e-5)
+
+
+def test_microbatches_draw_their_own_dropout():
+    config = config_of(**{"model.dropout_rate": 0.5, "accumulation_steps": 2, "batch_size": 2})
+    same = {name: np.repeat(array[:1], 2, axis=0) for name, array in batch_of(config).items()}
+    twice = run_steps(config, [same])[0][1]["loss"]
+    config.batch_size, config.accumulation_steps = 1, 1
+    once = run_steps(config, [{name: array[:1] for name, array in same.items()}])[0][1]["loss"]
+    assert abs(twice - once) > 1e-4
+
+
+def test_moving_average_by_its_formula():
+    batches = [batch_of(config_of(), seed) for seed in range(4)]
+    config = config_of(ema_decay=0.75)
+    mesh = sharding.make_mesh(config.mesh)
+    with sharding.active(mesh):
+        expected = jax.device_get(build_program(config, mesh).init(jax.random.key(config.seed))["params"])
+    for state, _ in run_steps(config, batches):
+        expected = jax.tree.map(lambda a, p: 0.75 * a + 0.25 * p, expected, state["params"])
+        assert_trees_close(state["ema"]["params"], expected, 1e-6)
+    assert "ema" not in run_steps(config_of(), batches[:1])[0][0]
+
+
+def test_poisoned_batch_leaves_the_last_good_state():
+    good = [batch_of(config_of(), seed) for seed in range(4)]
+    poisoned = {**good[0], "decoder_loss_weights": np.full_like(good[0]["decoder_loss_weights"], np.nan)}
+    config = config_of(ema_decay=0.5)
+    (before, _), (after, metrics), (later, more) = run_steps(config, [good[0], poisoned, good[1]])
+    assert not np.isfinite(metrics["loss"])
+    for name in ("params", "opt_state", "ema"):
+        jax.tree.map(np.testing.assert_array_equal, after[name], before[name])
+    assert after["step"] == before["step"] + 1
+    assert metrics["skipped_steps"] == metrics["skipped_in_a_row"] == 1
+    # The run goes on from there.
+    assert np.isfinite(more["loss"]) and more["skipped_steps"] == 1 and more["skipped_in_a_row"] == 0
+    assert np.any(later["params"]["head"] != before["params"]["head"])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return str(tokens.write(tmp_path_factory.mktemp("data") / "tokens", METADATA))
+
+
+def train_config(data, **fields):
+    steps = {"num_train_steps": 6, "log_every_steps": 1, "eval_every_steps": 3, "checkpoint_every_steps": 3}
+    return tiny.config_of("semantic", **{"data_dir": data, **steps, **fields})
+
+
+def poison(monkeypatch, bad_steps):
+    """Makes the loop see NaN in these steps' batches."""
+    original, step = sharding.global_batch, [0]
+
+    def global_batch(batch, batch_size, mesh):
+        if "valid_B" not in batch:
+            step[0] += 1
+            if step[0] in bad_steps:
+                batch = {**batch, "decoder_loss_weights": batch["decoder_loss_weights"] * np.nan}
+        return original(batch, batch_size, mesh)
+
+    monkeypatch.setattr(sharding, "global_batch", global_batch)
+
+
+def test_run_goes_on_after_a_poisoned_batch(data, tmp_path, monkeypatch):
+    poison(monkeypatch, {2, 4})
+    assert loop.train(train_config(data), tmp_path) == 0
+    rows = read_metrics(tmp_path)
+    assert [row["loss"] is None for row in rows] == [False, True, False, True, False, False]
+    assert rows[-1]["skipped_steps"] == 2 and np.isfinite(rows[-1]["eval_loss"])
+
+
+def test_run_that_stays_poisoned_ends_with_the_last_good_state_saved(data, tmp_path, monkeypatch):
+    poison(monkeypatch, set(range(3, 100)))
+    with pytest.raises(loop.Diverged, match="4 steps in a row were not finite") as caught:
+        loop.train(train_config(data, num_train_steps=50, max_skipped_steps=4), tmp_path)
+    assert caught.value.status == 1
+    weights = read_part(tmp_path).weights
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(weights))
+    assert int(find_checkpoint(tmp_path).name) <= 8
+
+
+def test_evaluation_and_export_use_the_moving_average(data, tmp_path):
+    config = train_config(data, ema_decay=0.9)
+    loop.train(config, tmp_path)
+    exported = read_part(tmp_path).weights["params"]
+    mesh = sharding.make_mesh(config.mesh)
+    with sharding.active(mesh):
+        program = build_program(config, mesh)
+        with loop.Checkpoints(tmp_path, 1, 0) as checkpoints:
+            state, _ = checkpoints.restore(6, program.abstract_state)
+        jax.tree.map(np.testing.assert_array_equal, exported, jax.device_get(state["ema"]["params"]))
+        assert np.any(np.asarray(state["params"]["head"]) != exported["head"])
+        batch = {**batch_of(config), "valid_B": jnp.ones(config.batch_size)}
+        total, count = program.eval_step(state, batch, jax.random.key(0))["loss"]
+        averaged = {**state, "params": state["ema"]["params"]}
+        del averaged["ema"]
+        expected, _ = program.objective.eval_step(averaged, batch, jax.random.key(0))["loss"]
+    assert float(total / count) == pytest.approx(float(expected / count), rel=1e-6)
+
+
+def test_the_best_checkpoint_is_kept_with_the_latest(data, tmp_path):
+    config = train_config(data, num_train_steps=9, eval_every_steps=1, checkpoint_every_steps=1, keep_checkpoints=2)
+    # A rate at which the loss only rises after the first steps.
+    config.optimizer.update({"learning_rate": 3.0, "warmup_steps": 0, "schedule": "constant", "clip_norm": 0.0})
+    loop.train(config, tmp_path)
+    losses = {row["step"]: row["eval_loss"] for row in read_metrics(tmp_path)}
+    best = min(losses, key=losses.get)
+    assert best < 8
+    kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()}
+    assert kept == {best, 8, 9}
+
+
+def test_abstract_batch_is_what_the_input_makes(data, tmp_path):
+    for objective, fields in (("semantic", {}), ("coarse", {"packing": True}), ("fine", {})):
+        config = tiny.config_of(objective, data_dir=data, **fields)
+        built = loop.registry.build_input(config, print)
+        batch = next(built.training(np.arange(config.batch_size)))
+        shapes = {name: (array.shape, array.dtype) for name, array in batch.items()}
+        assert shapes == {name: (leaf.shape, leaf.dtype) for name, leaf in abstract_batch(config).items()}
+    for objective in ("soundstream", "w2v_bert"):
+        config = tiny.config_of(objective, data_dir=str(tiny.write_recordings(tmp_path / objective)))
+        batch = next(loop.registry.build_input(config, print).training(np.arange(config.batch_size)))
+        shapes = {name: (array.shape, array.dtype) for name, array in batch.items()}
+        assert shapes == {name: (leaf.shape, leaf.dtype) for name, leaf in abstract_batch(config).items()}
