@@ -60,7 +60,28 @@ def stft(wave_BW: jax.Array, window_length: int, hop_length: int, fft_length: in
     """
     window = 0.5 - 0.5 * np.cos(2.0 * np.pi * np.arange(window_length) / window_length)
     frames_BTw = frame(wave_BW, window_length, hop_length) * window.astype(wave_BW.dtype)
-    return jnp.fft.rfft(frames_BTw, n=fft_length or window_length)
+    # XLA cannot cut an FFT along the batch: on a mesh it would gather all frames on every device. A matrix product is
+    # cut like any other, and fast where there are matrix units.
+    return jax.lax.platform_dependent(
+        frames_BTw,
+        cpu=functools.partial(jnp.fft.rfft, n=fft_length or window_length),
+        default=functools.partial(rfft_by_products, num_points=fft_length or window_length),
+    )
+
+
+def rfft_by_products(frames_BTw: jax.Array, num_points: int) -> jax.Array:
+    """`jnp.fft.rfft(frames, num_points)` as two matrix products: complex [B, T, num_points // 2 + 1].
+
+    Args:
+      frames_BTw: of at most `num_points` samples, which zeros would fill up.
+    """
+    bins, samples = np.arange(num_points // 2 + 1), np.arange(frames_BTw.shape[-1])
+    angles_wF = 2.0 * np.pi * (samples[:, None] * bins % num_points) / num_points
+    product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGH)
+    real_BTF, imaginary_BTF = (
+        product(frames_BTw, table_wF.astype(frames_BTw.dtype)) for table_wF in (np.cos(angles_wF), -np.sin(angles_wF))
+    )
+    return jax.lax.complex(real_BTF, imaginary_BTF)
 
 
 def mel_spectrogram(
