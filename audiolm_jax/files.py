@@ -16,6 +16,9 @@ from etils import epath
 
 from audiolm_jax.errors import UserError
 
+# Buckets are reached through fsspec: TensorFlow, where it happens to be installed, is never loaded for them.
+os.environ.setdefault("EPATH_USE_TF", "false")
+
 
 def is_local(path: str | os.PathLike[str]) -> bool:
     """Whether a path is in a file system, not in a bucket."""

@@ -31,7 +31,9 @@ class Checkpoints:
             )
             kept.append(best)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=AnyPreservationPolicy(kept), enable_async_checkpointing=True
+            preservation_policy=AnyPreservationPolicy(kept),
+            enable_async_checkpointing=True,
+            cleanup_tmp_directories=True,
         )
         self._manager = ocp.CheckpointManager(
             files.absolute(workdir / FOLDER), item_names=("state", "data", "config"), options=options
@@ -90,7 +92,9 @@ def find_checkpoint(folder: epath.Path) -> epath.Path | None:
     """The last complete checkpoint of a workdir, or the folder itself where it is a checkpoint; else None."""
     if (folder / "state").is_dir() and (folder / "config").is_dir():
         return folder
-    steps = [path for path in (folder / FOLDER).glob("*") if path.name.isdigit()]
+    numbered = [path for path in (folder / FOLDER).glob("*") if path.name.isdigit()]
+    # In a bucket a checkpoint lies under its name while it is written.
+    steps = [path for path in numbered if ocp.utils.is_checkpoint_finalized(path)]
     return max(steps, key=lambda path: int(path.name), default=None)
 
 
