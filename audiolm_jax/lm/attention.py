@@ -1,11 +1,15 @@
 """Attention with T5's relative position bias or rotary positions, in plain XLA: the reference for any faster kernel.
 
-Shape suffixes: B batch, T queries, S keys, N heads, H head width.
+Shape suffixes: B batch, T queries, S keys, N heads, H head width, R buckets.
 """
 
+import functools
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 
 def relative_position_bucket(distance: jax.Array, num_buckets: int, max_distance: int) -> jax.Array:
@@ -25,16 +29,25 @@ def relative_position_bucket(distance: jax.Array, num_buckets: int, max_distance
     return jnp.where(distance < num_exact, distance, jnp.minimum(logarithmic, num_buckets - 1)).astype(jnp.int32)
 
 
-def relative_position_bias(table_RN: jax.Array, query_T: jax.Array, key_S: jax.Array, max_distance: int) -> jax.Array:
-    """Bias [1, N, T, S] that is added to the attention logits of queries and keys at these positions.
+def relative_position_bias(
+    table_RN: jax.Array, first_query: jax.Array | int, num_queries: int, num_keys: int, max_distance: int
+) -> jax.Array:
+    """Bias [1, N, T, S] that is added to the attention logits of these queries over keys at positions 0 … S − 1.
+
+    Looked up once a distance; the rest is copying, so that its gradient is sums, not a scatter over T · S places.
 
     Args:
       table_RN: learned, buckets x heads, one table for all layers.
-      query_T, key_S: positions.
+      first_query: position of the first query; the others follow it.
+      num_queries, num_keys: T and S.
       max_distance: see `relative_position_bucket`.
     """
-    buckets_TS = relative_position_bucket(query_T[:, None] - key_S[None, :], table_RN.shape[0], max_distance)
-    return jnp.transpose(table_RN[buckets_TS], (2, 0, 1))[None]
+    num_distances = num_queries + num_keys
+    distance = first_query + num_queries - 1 - jnp.arange(num_distances)
+    by_distance = table_RN[relative_position_bucket(distance, table_RN.shape[0], max_distance)].T
+    # bias[t, s] = by_distance[T − 1 − t + s]: rows of copies, each read one place earlier than the one before.
+    copies = jnp.tile(by_distance, (1, num_queries))[:, num_queries - 1 : -1]
+    return copies.reshape(1, -1, num_queries, num_distances - 1)[..., :num_keys]
 
 
 def rotate(x_BTNH: jax.Array, position_T: jax.Array, base: float = 10_000.0) -> jax.Array:
@@ -75,3 +88,107 @@ def attend(q_BTNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, bias_BNTS: j
     logits_BNTS = jnp.where(mask_BTS[:, None], logits_BNTS, jnp.finfo(precision).min)
     weights_BNTS = jax.nn.softmax(logits_BNTS, axis=-1).astype(v_BSNH.dtype)
     return jnp.einsum("BNTS,BSNH->BTNH", weights_BNTS, v_BSNH)
+
+
+def causal_attention(
+    q_BTNH: jax.Array,
+    k_BTNH: jax.Array,
+    v_BTNH: jax.Array,
+    table_RN: jax.Array | None,
+    segment_ids_BT: jax.Array | None,
+    max_distance: int,
+    block_positions: int,
+) -> jax.Array:
+    """`attend` over a whole sequence: every position sees itself and those before it, within its segment.
+
+    In blocks, the logits exist for some queries at a time, and only over the keys that these can see; the backward pass
+    computes them anew. So memory grows with T rather than T · T, and half of the products are never made.
+
+    Args:
+      q_BTNH, k_BTNH, v_BTNH: queries, keys, values.
+      table_RN: of `relative_position_bias`; None adds none.
+      segment_ids_BT: where several sequences are packed into a row, which one each position belongs to; or None.
+      max_distance: of the bias.
+      block_positions: queries of a block; 0 takes all at once and keeps their logits for the backward pass.
+
+    Returns:
+      [B, T, N, H] in v's type.
+    """
+    if block_positions == 0:
+        return _attend_block(segment_ids_BT, max_distance, 0, q_BTNH, k_BTNH, v_BTNH, table_RN)
+    return _blocked_attention(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, max_distance, block_positions)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _blocked_attention(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, max_distance, block_positions):
+    mixed = []
+    for start, stop in _blocks(q_BTNH.shape[1], block_positions):
+        visible = (k_BTNH[:, :stop], v_BTNH[:, :stop], table_RN)
+        mixed.append(_attend_block(segment_ids_BT, max_distance, start, q_BTNH[:, start:stop], *visible))
+    return jnp.concatenate(mixed, axis=1)
+
+
+def _blocks(length: int, block_positions: int) -> list[tuple[int, int]]:
+    return [(start, min(start + block_positions, length)) for start in range(0, length, block_positions)]
+
+
+def _attend_block(segment_ids_BT, max_distance: int, start: int, q_BTNH, k_BSNH, v_BSNH, table_RN) -> jax.Array:
+    """The queries from position `start` on over all keys up to the last of them."""
+    stop = k_BSNH.shape[1]
+    bias_1NTS = None
+    if table_RN is not None:
+        bias_1NTS = relative_position_bias(table_RN, start, stop - start, stop, max_distance)
+    mask_BTS = (jnp.arange(start, stop)[:, None] >= jnp.arange(stop))[None]
+    if segment_ids_BT is not None:
+        mask_BTS = mask_BTS & (segment_ids_BT[:, start:stop, None] == segment_ids_BT[:, None, :stop])
+    return attend(q_BTNH, k_BSNH, v_BSNH, bias_1NTS, mask_BTS)
+
+
+def _blocked_attention_forward(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, *settings):
+    mixed_BTNH = _blocked_attention(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, *settings)
+    return mixed_BTNH, (q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT)
+
+
+def _blocked_attention_backward(max_distance, block_positions, saved, grad_BTNH):
+    q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT = saved
+    # Keys and values get their gradient from every block of queries after them.
+    wide = jnp.promote_types(k_BTNH.dtype, jnp.float32)
+    k_grad_BTNH, v_grad_BTNH = jnp.zeros(k_BTNH.shape, wide), jnp.zeros(v_BTNH.shape, wide)
+    table_grad_RN = jax.tree.map(jnp.zeros_like, table_RN)
+    q_grads = []
+    for start, stop in _blocks(q_BTNH.shape[1], block_positions):
+        block = functools.partial(_attend_block, segment_ids_BT, max_distance, start)
+        _, pull_back = jax.vjp(block, q_BTNH[:, start:stop], k_BTNH[:, :stop], v_BTNH[:, :stop], table_RN)
+        q_grad_BTNH, k_share_BSNH, v_share_BSNH, table_share_RN = pull_back(grad_BTNH[:, start:stop])
+        q_grads.append(q_grad_BTNH)
+        k_grad_BTNH = k_grad_BTNH.at[:, :stop].add(k_share_BSNH)
+        v_grad_BTNH = v_grad_BTNH.at[:, :stop].add(v_share_BSNH)
+        table_grad_RN = jax.tree.map(jnp.add, table_grad_RN, table_share_RN)
+    q_grad_BTNH = jnp.concatenate(q_grads, axis=1)
+    return q_grad_BTNH, k_grad_BTNH.astype(k_BTNH.dtype), v_grad_BTNH.astype(v_BTNH.dtype), table_grad_RN, None
+
+
+_blocked_attention.defvjp(_blocked_attention_forward, _blocked_attention_backward)
+
+
+def sharded_causal_attention(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, *settings: int) -> jax.Array:
+    """`causal_attention`, on a mesh by each device for its own rows and heads.
+
+    Left to the partitioner, the gradient of the bias would be summed over the batch — so over devices — before it is
+    summed over distances: T · S numbers a head on the network instead of one a bucket.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return causal_attention(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, *settings)
+    heads = nn.logical_to_mesh_axes(("batch", "length", "heads", "kv"))
+    table = None if table_RN is None else nn.logical_to_mesh_axes(("buckets", "heads"))
+    segments = None if segment_ids_BT is None else PartitionSpec(*heads[:2])
+
+    def local(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT):
+        if table_RN is not None:
+            # A copy for every share of the batch: it is the copies' gradients, of a few buckets, that are summed.
+            table_RN = jax.lax.pcast(table_RN, heads[0], to="varying")
+        return causal_attention(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, *settings)
+
+    return jax.shard_map(local, in_specs=(heads, heads, heads, table, segments), out_specs=heads)(
+        q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT
+    )

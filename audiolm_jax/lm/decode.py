@@ -15,7 +15,7 @@ import numpy as np
 
 from audiolm_jax.lm.sampling import Sampling, sample
 from audiolm_jax.lm.stages import BOS, EOS, Stage
-from audiolm_jax.lm.transformer import Block, RMSNorm, TransformerConfig, position_bias, unstack_layers
+from audiolm_jax.lm.transformer import Block, RMSNorm, TransformerConfig, unstack_layers
 
 Cache = list[dict[str, jax.Array]]
 
@@ -43,15 +43,11 @@ def forward_cached(
     Returns:
       final hidden states [B, T, D] and the cache.
     """
-    query_T = slot + jnp.arange(tokens_BT.shape[1])
-    key_S = jnp.arange(cache[0]["k"].shape[1])
-    bias_1NTS = position_bias(config, params.get("position_bias"), query_T, key_S)
-    seen_BTS = (key_S <= query_T[:, None])[None] & (key_S >= padding_B[:, None])[:, None]
     x_BTD = params["embedding"]["embedding"][tokens_BT].astype(config.dtype)
     written = []
     for layer_params, layer_cache in zip(params["layers"], cache, strict=True):
         x_BTD, layer_cache = Block(config).apply(
-            {"params": layer_params}, x_BTD, bias_1NTS, seen_BTS, True, layer_cache, slot
+            {"params": layer_params}, x_BTD, params.get("position_bias"), None, True, layer_cache, slot, padding_B
         )
         written.append(layer_cache)
     return RMSNorm(config).apply({"params": params["final_norm"]}, x_BTD), written

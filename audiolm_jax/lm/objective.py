@@ -45,6 +45,7 @@ def language_model_objective(config: ml_collections.ConfigDict, optimizer: optax
     """
     stage = stage_from_config(config)
     model = Transformer(transformer_from_config(config))
+    block_positions = model.config.block_positions
 
     def init(key: jax.Array) -> State:
         params = model.init(key, jnp.zeros((1, 8), jnp.int32))["params"]
@@ -52,18 +53,24 @@ def language_model_objective(config: ml_collections.ConfigDict, optimizer: optax
 
     def loss_function(params, batch: Batch, key: jax.Array, total_weight: jax.Array) -> tuple[jax.Array, Metrics]:
         """This microbatch's share of the batch's loss, and of its metrics."""
-        logits_BTV = model.apply(
+        hidden_BTD = model.apply(
             {"params": params},
             batch["decoder_input_tokens"],
             deterministic=False,
             segment_ids_BT=batch.get("decoder_segment_ids"),
             rngs={"dropout": key},
+            method="hidden",
         )
-        targets_BT, weights_BT = batch["decoder_target_tokens"], batch["decoder_loss_weights"] / total_weight
-        loss_BT, z_loss_BT = token_losses(logits_BTV, targets_BT, config.z_loss)
-        loss, z_loss = jnp.sum(loss_BT * weights_BT), jnp.sum(z_loss_BT * weights_BT)
-        correct_BT = (jnp.argmax(logits_BTV, axis=-1) == targets_BT) * weights_BT
-        return loss + z_loss, {"loss": loss, "z_loss": z_loss, "accuracy": jnp.sum(correct_BT)}
+
+        def share(hidden_BTD, targets_BT, weights_BT) -> tuple[jax.Array, Metrics]:
+            logits_BTV = model.apply({"params": params}, hidden_BTD, method="logits")
+            loss_BT, z_loss_BT = token_losses(logits_BTV, targets_BT, config.z_loss)
+            loss, z_loss = jnp.sum(loss_BT * weights_BT), jnp.sum(z_loss_BT * weights_BT)
+            correct_BT = (jnp.argmax(logits_BTV, axis=-1) == targets_BT) * weights_BT
+            return loss + z_loss, {"loss": loss, "z_loss": z_loss, "accuracy": jnp.sum(correct_BT)}
+
+        weights_BT = batch["decoder_loss_weights"] / total_weight
+        return sum_over_blocks(share, block_positions, hidden_BTD, batch["decoder_target_tokens"], weights_BT)
 
     def gradients(params, batch: Batch, key: jax.Array):
         """Gradients of the whole batch's loss, and its metrics."""
@@ -91,8 +98,15 @@ def language_model_objective(config: ml_collections.ConfigDict, optimizer: optax
 
     def eval_step(state: State, batch: Batch, key: jax.Array) -> Totals:
         del key
-        logits_BTV = model.apply({"params": state["params"]}, batch["decoder_input_tokens"])
-        return evaluation_totals(stage, logits_BTV, batch)
+        variables = {"params": state["params"]}
+        hidden_BTD = model.apply(variables, batch["decoder_input_tokens"], method="hidden")
+        weights_BT = batch["decoder_loss_weights"] * batch["valid_B"][:, None]
+
+        def totals(hidden_BTD, targets_BT, weights_BT) -> Totals:
+            logits_BTV = model.apply(variables, hidden_BTD, method="logits")
+            return evaluation_totals(stage, logits_BTV, targets_BT, weights_BT)
+
+        return sum_over_blocks(totals, block_positions, hidden_BTD, batch["decoder_target_tokens"], weights_BT)
 
     return Objective(init=init, step=step, eval_step=eval_step, weights=lambda state: {"params": state["params"]})
 
@@ -102,10 +116,22 @@ def microbatches(batch: Batch, count: int) -> Batch:
     return {name: jnp.swapaxes(array.reshape(-1, count, *array.shape[1:]), 0, 1) for name, array in batch.items()}
 
 
-def evaluation_totals(stage: Stage, logits_BTV: jax.Array, batch: Batch) -> Totals:
-    """Totals of the loss over a batch's targets: of all, of each level's codes, and of the end tokens."""
-    targets_BT = batch["decoder_target_tokens"]
-    weights_BT = batch["decoder_loss_weights"] * batch["valid_B"][:, None]
+def sum_over_blocks(function, block_positions: int, *arrays: jax.Array):
+    """Sums a function's values over blocks of positions (the arrays' second axis), elementwise.
+
+    What the function computes of a block on the way, such as logits as wide as the vocabulary, is not kept for the
+    backward pass but computed anew. 0 makes it one block and keeps everything.
+    """
+    if block_positions == 0:
+        return function(*arrays)
+    function = jax.checkpoint(function)
+    starts = range(0, arrays[0].shape[1], block_positions)
+    values = [function(*(array[:, start : start + block_positions] for array in arrays)) for start in starts]
+    return jax.tree.map(lambda *terms: sum(terms[1:], terms[0]), *values)
+
+
+def evaluation_totals(stage: Stage, logits_BTV: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array) -> Totals:
+    """Totals of the loss over weighted targets: of all, of each level's codes, and of the end tokens."""
     loss_BT = token_losses(logits_BTV, targets_BT)[0] * weights_BT
     correct_BT = (jnp.argmax(logits_BTV, axis=-1) == targets_BT) * weights_BT
     level_BT = (targets_BT - stage.target_offset) // stage.target.codebook_size

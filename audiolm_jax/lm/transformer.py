@@ -14,11 +14,16 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from audiolm_jax.lm.attention import attend, relative_position_bias, rotate
+from audiolm_jax.lm import attention
 
+ATTENTION_OUTPUT = "attention_output"
 REMAT_POLICIES = {
-    "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "minimal": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(ATTENTION_OUTPUT),
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -31,8 +36,10 @@ class TransformerConfig:
       gated_mlp: T5 1.1's gated GELU (three matrices) instead of the plain GELU (two).
       position: "relative_bias" (T5's, one table for all layers) or "rotary".
       num_buckets, max_distance: of the relative position bias.
+      block_positions: for how many positions at a time the logits of attention and of the vocabulary exist, to be
+        computed anew in the backward pass; 0: for all, and they are kept.
       dtype: computation's type; parameters stay float32 (float64 under x64 with dtype "float64").
-      remat: "none", "minimal" (keep matrix products) or "full" (keep layer inputs only).
+      remat: "none", "minimal" (keep the layers' matrix products and attention's output) or "full" (layer inputs only).
     """
 
     vocab_size: int
@@ -45,6 +52,7 @@ class TransformerConfig:
     position: str = "relative_bias"
     num_buckets: int = 32
     max_distance: int = 128
+    block_positions: int = 0
     dtype: str = "float32"
     remat: str = "none"
 
@@ -84,14 +92,16 @@ class Attention(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x_BTD, bias_BNTS, mask_BTS, cache=None, slot=0):
+    def __call__(self, x_BTD, table_RN, segment_ids_BT=None, cache=None, slot=0, padding_B=None):
         """Attends over this call's keys, or over the whole cache once they are written into it.
 
         Args:
           x_BTD: inputs.
-          bias_BNTS, mask_BTS: see `attention.attend`; S = T without a cache.
+          table_RN: of the relative position bias; None with rotary positions.
+          segment_ids_BT: see `Transformer`; without a cache only.
           cache: None, or {"k": [B, S, N, H], "v": [B, S, N, H]}.
           slot: first cache slot that this call writes.
+          padding_B: how many of the first cache slots of each row are padding.
 
         Returns:
           outputs [B, T, D] and the cache, written (None without one).
@@ -103,18 +113,34 @@ class Attention(nn.Module):
         query_scale = (config.embed_dim * config.head_dim) ** -0.5
         scale = config.embed_dim**-0.5
         q_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, _weight(self, "query", inner, axes, query_scale))
-        k_BSNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, _weight(self, "key", inner, axes, scale))
-        v_BSNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, _weight(self, "value", inner, axes, scale))
+        k_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, _weight(self, "key", inner, axes, scale))
+        v_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, _weight(self, "value", inner, axes, scale))
         if config.position == "rotary":
             position_T = slot + jnp.arange(x_BTD.shape[1])
-            q_BTNH, k_BSNH = rotate(q_BTNH, position_T), rotate(k_BSNH, position_T)
-        if cache is not None:
+            q_BTNH, k_BTNH = attention.rotate(q_BTNH, position_T), attention.rotate(k_BTNH, position_T)
+        if cache is None:
+            # When parameters are made, there is a single row: nothing to share.
+            attend = attention.causal_attention if self.is_initializing() else attention.sharded_causal_attention
+            settings = (config.max_distance, config.block_positions)
+            mixed_BTNH = attend(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, *settings)
+        else:
             write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=slot, axis=1)
-            k_BSNH, v_BSNH = write(cache["k"], k_BSNH), write(cache["v"], v_BSNH)
-            cache = {"k": k_BSNH, "v": v_BSNH}
-        mixed_BTNH = attend(q_BTNH, k_BSNH, v_BSNH, bias_BNTS, mask_BTS)
+            cache = {"k": write(cache["k"], k_BTNH), "v": write(cache["v"], v_BTNH)}
+            mixed_BTNH = self._attend_to_cache(q_BTNH, table_RN, cache, slot, padding_B)
+        mixed_BTNH = checkpoint_name(mixed_BTNH, ATTENTION_OUTPUT)
         out_NHD = _weight(self, "out", (*inner[1:], config.embed_dim), ("heads", "kv", "embed"), scale)
         return jnp.einsum("BTNH,NHD->BTD", mixed_BTNH, out_NHD), cache
+
+    def _attend_to_cache(self, q_BTNH, table_RN, cache, slot, padding_B):
+        num_queries, num_keys = q_BTNH.shape[1], cache["k"].shape[1]
+        bias_1NTS = None
+        if table_RN is not None:
+            bias_1NTS = attention.relative_position_bias(
+                table_RN, slot, num_queries, num_keys, self.config.max_distance
+            )
+        query_T, key_S = slot + jnp.arange(num_queries), jnp.arange(num_keys)
+        seen_BTS = (key_S <= query_T[:, None])[None] & (key_S >= padding_B[:, None])[:, None]
+        return attention.attend(q_BTNH, cache["k"], cache["v"], bias_1NTS, seen_BTS)
 
 
 class FeedForward(nn.Module):
@@ -140,12 +166,14 @@ class Block(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x_BTD, bias_BNTS, mask_BTS, deterministic, cache=None, slot=0):
+    def __call__(self, x_BTD, table_RN, segment_ids_BT, deterministic, cache=None, slot=0, padding_B=None):
         """See `Attention` for the arguments; returns [B, T, D] and the cache."""
         config = self.config
         dropout = functools.partial(nn.Dropout(config.dropout_rate, broadcast_dims=(-2,)), deterministic=deterministic)
         normed_BTD = RMSNorm(config, name="attention_norm")(x_BTD)
-        mixed_BTD, cache = Attention(config, name="attention")(normed_BTD, bias_BNTS, mask_BTS, cache, slot)
+        mixed_BTD, cache = Attention(config, name="attention")(
+            normed_BTD, table_RN, segment_ids_BT, cache, slot, padding_B
+        )
         x_BTD = x_BTD + dropout(mixed_BTD)
         normed_BTD = RMSNorm(config, name="mlp_norm")(x_BTD)
         x_BTD = x_BTD + dropout(FeedForward(config, name="mlp")(normed_BTD))
@@ -191,7 +219,13 @@ class Transformer(nn.Module):
     def __call__(
         self, tokens_BT: jax.Array, deterministic: bool = True, segment_ids_BT: jax.Array | None = None
     ) -> jax.Array:
-        """Logits [B, T, V] (float32 or wider) for the token after each position.
+        """Logits [B, T, V] (float32 or wider) for the token after each position; see `hidden` for the arguments."""
+        return self.logits(self.hidden(tokens_BT, deterministic, segment_ids_BT))
+
+    def hidden(
+        self, tokens_BT: jax.Array, deterministic: bool = True, segment_ids_BT: jax.Array | None = None
+    ) -> jax.Array:
+        """Final hidden states [B, T, D].
 
         Positions on the right that are padding need no mask: no earlier position sees them.
 
@@ -201,28 +235,17 @@ class Transformer(nn.Module):
           segment_ids_BT: where several sequences are packed into a row, which one each position belongs to. No
             position sees another segment; both kinds of positions know distances only, so none need be counted anew.
         """
-        config = self.config
-        position_T = jnp.arange(tokens_BT.shape[1])
-        bias_1NTT = position_bias(config, getattr(self, "position_bias", None), position_T, position_T)
-        mask_BTT = (position_T[:, None] >= position_T[None, :])[None]
-        if segment_ids_BT is not None:
-            mask_BTT = mask_BTT & (segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :])
         x_BTD = self.dropout(self.embedding(tokens_BT), deterministic=deterministic)
         x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "length", "embed_activation"))
-        x_BTD, _ = self.layers(x_BTD, bias_1NTT, mask_BTT, deterministic)
-        x_BTD = self.dropout(self.final_norm(x_BTD), deterministic=deterministic)
+        x_BTD, _ = self.layers(x_BTD, getattr(self, "position_bias", None), segment_ids_BT, deterministic)
+        return self.dropout(self.final_norm(x_BTD), deterministic=deterministic)
+
+    def logits(self, hidden_BTD: jax.Array) -> jax.Array:
+        """Final hidden states -> logits [B, T, V] (float32 or wider)."""
+        config = self.config
         head_DV = self.head.astype(config.dtype)
-        logits_BTV = jnp.einsum("BTD,DV->BTV", x_BTD, head_DV, preferred_element_type=config.param_dtype)
+        logits_BTV = jnp.einsum("BTD,DV->BTV", hidden_BTD, head_DV, preferred_element_type=config.param_dtype)
         return nn.with_logical_constraint(logits_BTV, ("batch", "length", "vocab"))
-
-
-def position_bias(
-    config: TransformerConfig, table_RN: jax.Array | None, query_T: jax.Array, key_S: jax.Array
-) -> jax.Array | None:
-    """What `attention.attend` adds to the logits of these positions: [1, N, T, S], or None where there is no table."""
-    if table_RN is None:
-        return None
-    return relative_position_bias(table_RN, query_T, key_S, config.max_distance)
 
 
 def unstack_layers(params: dict[str, Any]) -> dict[str, Any]:
