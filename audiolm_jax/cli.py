@@ -128,6 +128,7 @@ def _build_parser() -> argparse.ArgumentParser:
 
     _add_quickstart(command)
     _add_training(command)
+    _add_compile(command)
     _add_tokenizing(command)
     _add_codec(command)
     _add_bundle(command)
@@ -188,6 +189,36 @@ def _train(options, overrides):
     from audiolm_jax.training.loop import train
 
     return train(config, options.workdir)
+
+
+def _add_compile(command):
+    added = command(
+        "compile",
+        _compile,
+        "Compile a config's train step for a TPU slice, without a TPU: does it fit, and how fast can it be?",
+        "Takes minutes for the paper's sizes, and the extra `tpu`. Change fields by --config.FIELD=VALUE, e.g.\n"
+        "  audiolm compile --config=coarse_librilight --topology=v4:2x2x4 --output=coarse.json\n"
+        "  audiolm compile --config=coarse_librilight --topology=v5e:16x16 --num_slices=2 --output=coarse.json \\\n"
+        "    --config.mesh.data=2\n\n"
+        "The JSON says whether it fits and if not why, memory, FLOPs and collective bytes of a device, and the floor\n"
+        "of a step's time by computing, memory and network. A config that does not fit is an answer: exit status 0.",
+        takes_overrides=True,
+    )
+    added.add_argument("--config", required=True, metavar="FILE_OR_NAME", help="recipe file, or name of a shipped one")
+    added.add_argument("--topology", required=True, help="such as v4:2x2x4, v5e:4x4, v5p:2x2x4, v6e:16x16")
+    added.add_argument("--num_slices", type=int, default=1, help="slices of that topology (default: 1)")
+    added.add_argument("--output", required=True, metavar="JSON", help="file of the report")
+
+
+def _compile(options, overrides):
+    from audiolm_jax.config import load_config
+
+    config = load_config(options.config, overrides)
+    # The processor compiles, even where there is a TPU: JAX reads this when it is first imported.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from audiolm_jax import commands
+
+    commands.compile_config(config, options.topology, options.num_slices, options.output)
 
 
 def _add_tokenizing(command):

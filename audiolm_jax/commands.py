@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import ml_collections
 import numpy as np
 import tqdm
 
@@ -45,6 +46,26 @@ def fit_kmeans(encoder: str, layer: int, input_path: str, num_clusters: int, see
     fitted = Part("semantic_tokenizer", part.config, {**weights, "clusters": arrays}, {"layer": layer})
     with files.new_folder(output) as scratch:
         write_part(scratch, fitted)
+
+
+def compile_config(config: ml_collections.ConfigDict, topology: str, num_slices: int, output: str):
+    """Writes the report of `compile.compile_config` and prints its gist."""
+    from audiolm_jax.compile import compile_config as compile_for_slice  # Reaches for libtpu: only where asked for.
+
+    files.make_folder(pathlib.Path(output).parent)
+    if num_slices < 1:
+        raise UserError("must be 1 or more", f"--num_slices={num_slices}", "change it")
+    report(f"compiling the {config.objective} train step for {num_slices} x {topology}: minutes, if it is large")
+    result = compile_for_slice(config, topology, num_slices)
+    files.write_bytes(output, (json.dumps(result, indent=2) + "\n").encode())
+    if not result["fits"]:
+        print(f"does not fit: {result['reason']}")
+        return
+    needed, there = (result[f"{name}_bytes_per_device"] / 2**30 for name in ("peak", "memory"))
+    print(
+        f"fits: {needed:.1f} of {there:.0f} GiB on each of {result['num_devices']} devices; a step takes "
+        f"{result['step_seconds']:.3f} s or more (model FLOPs utilisation {result['utilization']:.0%} at most)"
+    )
 
 
 def _feature_batches(recordings: Sequence[manifest.Recording], seconds: Sequence[float], sample_rate: int):

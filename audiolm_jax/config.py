@@ -179,6 +179,7 @@ def w2v_bert_config() -> ml_collections.ConfigDict:
             "remat": "full",
         }
     )
+    config.mesh.update({"data": 1, "fsdp": -1})
     config.statistics_batches = 8
     config.masking = ml_collections.ConfigDict({"start_probability": 0.065, "span": 10})
     config.loss = ml_collections.ConfigDict(
@@ -226,6 +227,7 @@ def tiny_w2v_bert_config() -> ml_collections.ConfigDict:
             "remat": "none",
         }
     )
+    config.mesh.update({"data": -1, "fsdp": 1})
     config.masking.update({"start_probability": 0.1, "span": 5})
     config.loss.update({"diversity_weight": 0.4, "num_distractors": 20, "gumbel_start": 0.8, "gumbel_decay": 0.99})
     config.optimizer.update({"learning_rate": 2e-3, "schedule": "cosine", "warmup_steps": 40})
@@ -264,10 +266,13 @@ def language_model_config(stage: str) -> ml_collections.ConfigDict:
             "position": "relative_bias",
             "num_buckets": 32,
             "max_distance": 128,
+            "block_positions": 256,
             "dtype": "bfloat16",
-            "remat": "none",
+            "remat": "minimal",
         }
     )
+    # Parameters, optimiser and averages cut over all devices: what lets the batch of 256 into 16 GB chips.
+    config.mesh.update({"data": 1, "fsdp": -1})
     config.packing = False
     config.accumulation_steps = 1
     config.z_loss = 1e-4
@@ -302,8 +307,10 @@ def tiny_language_model_config(stage: str) -> ml_collections.ConfigDict:
             "mlp_dim": 512,
             "dtype": "float32",
             "dropout_rate": 0.2,
+            "remat": "none",
         }
     )
+    config.mesh.update({"data": -1, "fsdp": 1})
     config.optimizer.update({"learning_rate": 1.5e-3, "warmup_steps": 30})
     config.input.update({"num_threads": 2, "prefetch_batches": 2})
     return config

@@ -15,14 +15,14 @@ import tqdm
 from etils import epath
 from jax.experimental import multihost_utils
 
+from audiolm_jax import accelerators, files
 from audiolm_jax import config as configs
-from audiolm_jax import files, flops
 from audiolm_jax.errors import Diverged, UserError
 from audiolm_jax.objective import State
 from audiolm_jax.training import registry, sharding
 from audiolm_jax.training.checkpoint import Checkpoints
 from audiolm_jax.training.metrics import Clock, MetricsWriter, StepLog
-from audiolm_jax.training.step import build_program, with_average
+from audiolm_jax.training.step import build_program, model_flops, with_average
 
 CONFIG_FILE = "config.json"
 # What may differ between a run and its resumption; see `check_resumable`.
@@ -217,10 +217,10 @@ class _Run:
 
     def _utilization_per_step(self) -> float | None:
         """Model FLOPs of a step over what the mesh's devices can do in a second; None where either is unknown."""
-        peak = flops.peak_flops(jax.devices()[0].device_kind)
-        if peak is None:
+        accelerator = accelerators.of_device(jax.devices()[0].device_kind)
+        if accelerator is None:
             return None
-        return flops.model_flops(self.config) / (peak * self.mesh.size)
+        return model_flops(self.config) / (accelerator.peak_flops * self.mesh.size)
 
     def initial_state(self) -> State:
         """A fresh, sharded state, warm-started on the first batches of the training data."""

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from audiolm_jax import flops
 from audiolm_jax.objective import Batch, Metrics, Objective, State
 from audiolm_jax.training import registry, sharding
 
@@ -91,6 +92,30 @@ class Program:
     eval_step: Any
 
 
+def abstract_key() -> jax.ShapeDtypeStruct:
+    """A random key's shape and type, made on no device."""
+    return jax.eval_shape(lambda: jax.random.key(0))
+
+
+def model_flops(config: ml_collections.ConfigDict) -> float:
+    """FLOPs of the matrix products and convolutions of one step of the whole batch, forward and backward.
+
+    What a program computes twice to save memory is not counted, attention is counted in full (the masked half too), as
+    in PaLM's model-FLOPs utilisation (arXiv 2204.02311, appendix B). For a language model that is six times the
+    parameters in matrix products times the tokens, and twelve times layers, positions and width for attention.
+    """
+    plain = config.copy_and_resolve_references()
+    if "remat" in plain.model:
+        plain.model.remat = "none"
+    if "block_positions" in plain.model:
+        plain.model.block_positions = 0
+    if "accumulation_steps" in plain:
+        plain.accumulation_steps = 1
+    objective = registry.build_objective(plain)
+    state = sharding.unbox(jax.eval_shape(objective.init, abstract_key()))
+    return flops.traced_flops(objective.step, state, registry.abstract_batch(plain), abstract_key())
+
+
 def build_program(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Program:
     """The jitted functions of a config on a mesh of real or described devices.
 
@@ -109,7 +134,7 @@ def build_program(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) ->
     def eval_step(state: State, batch: Batch, key: jax.Array):
         return objective.eval_step({**state, **inference_weights(objective, state)}, batch, key)
 
-    boxed = jax.eval_shape(init, jax.random.key(config.seed))
+    boxed = jax.eval_shape(init, abstract_key())
     places = sharding.state_shardings(boxed, mesh)
     abstract_state = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), sharding.unbox(boxed), places
