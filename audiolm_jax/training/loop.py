@@ -185,9 +185,10 @@ class _Run:
             diverged = self._diverged(log.flush())
             status = 1 if diverged else stop.status(step)
             last = step == config.num_train_steps or status is not None
-            evaluate = step % config.eval_every_steps == 0 or last
+            # What stops a run may leave it half a minute: enough to save, not to evaluate.
+            evaluate = status is None and (step % config.eval_every_steps == 0 or last)
             evaluated: dict[str, np.ndarray] = {}
-            if evaluate or step % config.log_every_steps == 0:
+            if evaluate or last or step % config.log_every_steps == 0:
                 log.add(step, metrics)
             if evaluate:
                 with clock.measure("evaluation"):

@@ -1,0 +1,183 @@
+#!/usr/bin/env bash
+# Trains on a Cloud TPU slice: asks for it, waits, installs on every worker, trains, and begins anew after a preemption.
+set -euo pipefail
+
+usage() {
+  cat <<'END'
+usage: launch/tpu_pod.sh --zone=ZONE --type=TYPE [OPTION ...] -- train --config=NAME --workdir=gs://… [...]
+
+Runs on your own machine (with gcloud) and stays until training is finished: makes a queued resource, waits for it, copies
+the repository to all workers, installs it with the extras tpu and gcs, and runs `audiolm train --distributed` on all of
+them. Status 143 (a preemption notice, after which the run is saved) and lost workers start it again; a slice that was
+taken away is deleted and asked for anew. At the end the slice is deleted.
+
+  --zone=ZONE        such as us-central2-b
+  --type=TYPE        accelerator type, such as v4-32 (16 chips) or v5litepod-16
+  --name=NAME        of the queued resource and its node (default: from the workdir's last two parts)
+  --runtime=VERSION  of the TPU VM (default: by the type)
+  --bucket=BUCKET    mount gs://BUCKET with gcsfuse at /gcs/BUCKET on every worker, to read tokens from
+  --slices=N         slices of that type, joined by the data-centre network (default: 1)
+  --spot             the cheaper kind that may be taken away
+  --detach           go to the background; print the process and its log file
+  --keep             do not delete the slice at the end
+  --dry-run          print the commands
+
+Example: bash launch/tpu_pod.sh --zone=us-central2-b --type=v4-32 --bucket=lab -- train --config=coarse_librilight \
+           --workdir=gs://lab/runs/coarse --config.data_dir=/gcs/lab/tokens
+END
+}
+
+# shellcheck source=launch/environment.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
+# shellcheck source=launch/common.sh
+source "$ROOT/launch/common.sh"
+
+arguments=("$@")
+zone="" type="" name="" runtime="" bucket="" slices=1 spot=() detach="" keep="" DRY_RUN=""
+while (($#)); do
+  case "$1" in
+    -h | --help) usage && exit 0 ;;
+    --dry-run) DRY_RUN=1 ;;
+    --zone=*) zone="$(value "$1")" ;;
+    --type=*) type="$(value "$1")" ;;
+    --name=*) name="$(value "$1")" ;;
+    --runtime=*) runtime="$(value "$1")" ;;
+    --bucket=*) bucket="$(value "$1")" ;;
+    --slices=*) slices="$(value "$1")" ;;
+    --spot) spot=(--spot) ;;
+    --detach) detach=1 ;;
+    --keep) keep=1 ;;
+    --) shift && break ;;
+    *) die 2 "unknown argument" "$1" "see launch/tpu_pod.sh --help" ;;
+  esac
+  shift
+done
+workdir="$(require_train "$@")"
+if [[ -z "$zone" ]]; then die 2 "no zone" "--zone" "add --zone=ZONE, such as us-central2-b"; fi
+if [[ -z "$type" ]]; then die 2 "no accelerator type" "--type" "add --type=TYPE, such as v4-32"; fi
+if [[ "$workdir" != gs://* ]]; then
+  die 2 "workers do not share this workdir" "--workdir=$workdir" "give a folder in a bucket, gs://BUCKET/…"
+fi
+if [[ ! "$slices" =~ ^[1-9][0-9]*$ ]]; then die 2 "not a number of slices" "--slices=$slices" "give 1 or more"; fi
+if [[ -z "$name" ]]; then
+  name="$(job_name "$workdir")"
+fi
+if [[ -z "$runtime" ]]; then
+  case "$type" in
+    v4-*) runtime=tpu-ubuntu2204-base ;;
+    v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
+    v5p-*) runtime=v2-alpha-tpuv5 ;;
+    v6e-*) runtime=v2-alpha-tpuv6e ;;
+    *) die 2 "unknown accelerator type" "--type=$type" "give v4-…, v5litepod-…, v5p-…, v6e-…, or --runtime=VERSION" ;;
+  esac
+fi
+if [[ -n "$detach" ]]; then
+  again=()
+  for argument in "${arguments[@]}"; do
+    if [[ "$argument" != --detach ]]; then again+=("$argument"); fi
+  done
+  if [[ -n "$DRY_RUN" ]]; then
+    exec bash "${BASH_SOURCE[0]}" "${again[@]}"
+  fi
+  log="$PWD/$name.log"
+  nohup setsid bash "${BASH_SOURCE[0]}" "${again[@]}" >"$log" 2>&1 </dev/null &
+  printf 'process %s, log %s\n' "$!" "$log"
+  exit 0
+fi
+
+nodes=("$name")
+node_options=("--node-id=$name")
+if ((slices > 1)); then
+  node_options=("--node-count=$slices" "--node-prefix=$name")
+  nodes=()
+  for ((index = 0; index < slices; index++)); do nodes+=("$name-$index"); done
+fi
+poll="${TPU_POLL_SECONDS:-30}"
+
+resource() { # resource ACTION OPTION...: of the queued resource
+  run gcloud compute tpus queued-resources "$1" "$name" "--zone=$zone" "${@:2}"
+}
+
+create() {
+  resource create "${node_options[@]}" "--accelerator-type=$type" "--runtime-version=$runtime" ${spot[@]+"${spot[@]}"}
+}
+
+delete() {
+  resource delete --force --quiet
+}
+
+state() { gcloud compute tpus queued-resources describe "$name" "--zone=$zone" '--format=value(state.state)' 2>/dev/null; }
+
+# Returns once the slice is there; asks for it (again) where it was never asked for, refused or taken away.
+acquire() {
+  local now
+  if [[ -n "$DRY_RUN" ]]; then
+    create
+    return
+  fi
+  while true; do
+    now="$(state)" || now=ABSENT
+    case "$now" in
+      ACTIVE) return ;;
+      ABSENT | "") create || die 1 "the slice was refused" "$name in $zone" "see gcloud's message above" ;;
+      FAILED | SUSPENDED | SUSPENDING)
+        say "tpu_pod: the slice is $now; asking anew"
+        delete || true
+        ;;
+      *) say "tpu_pod: the slice is $now" ;;
+    esac
+    sleep "$poll"
+  done
+}
+
+on_all_workers() { # on_all_workers COMMAND: on every worker of every slice; the worst status
+  local node pids=() status=0 pid
+  for node in "${nodes[@]}"; do
+    run gcloud compute tpus tpu-vm ssh "$node" "--zone=$zone" --worker=all "--command=$1" &
+    pids+=("$!")
+    if [[ -n "$DRY_RUN" ]]; then wait "$!"; fi
+  done
+  for pid in "${pids[@]}"; do
+    if [[ -z "$DRY_RUN" ]]; then wait "$pid" || status=$?; fi
+  done
+  return "$status"
+}
+
+install() {
+  local archive node mount=""
+  archive="$(mktemp -d)/audiolm_jax.tar.gz"
+  git -C "$ROOT" archive --format=tar.gz --output="$archive" HEAD
+  for node in "${nodes[@]}"; do
+    run gcloud compute tpus tpu-vm scp "$archive" "$node:audiolm_jax.tar.gz" "--zone=$zone" --worker=all
+  done
+  rm -r -- "$(dirname -- "$archive")"
+  if [[ -n "$bucket" ]]; then
+    mount="sudo mkdir -p /gcs/$bucket && { mountpoint -q /gcs/$bucket ||"
+    mount+=" sudo gcsfuse --implicit-dirs -o allow_other,ro $bucket /gcs/$bucket; } && "
+  fi
+  on_all_workers "${mount}mkdir -p audiolm_jax && tar -xzf audiolm_jax.tar.gz -C audiolm_jax && cd audiolm_jax && \
+bash -c 'source launch/environment.sh && ensure_environment tpu,gcs'"
+}
+
+# One attempt, from whatever there is of the slice to the end of the command.
+attempt() {
+  local command
+  acquire
+  install || return 1
+  printf -v command '%q ' .venv/bin/audiolm "$1" --distributed "${@:2}"
+  # A process that was left behind by a lost connection would hold the TPU.
+  on_all_workers "cd audiolm_jax && { pkill -TERM -f '[a]udiolm train' && sleep 60; true; } && $command"
+}
+
+if [[ -n "$DRY_RUN" ]]; then
+  attempt "$@"
+  delete
+  exit 0
+fi
+if ! command -v gcloud >/dev/null; then
+  die 2 "no gcloud here" "gcloud" "install the Google Cloud CLI and log in"
+fi
+status=0
+supervise attempt "$@" || status=$?
+if [[ -z "$keep" ]]; then delete || true; fi
+exit "$status"
