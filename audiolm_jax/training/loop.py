@@ -166,12 +166,13 @@ class _Run:
             with contextlib.ExitStack() as stack:
                 writer = stack.enter_context(MetricsWriter(self.folder, done)) if self.writes else None
                 bar = stack.enter_context(self._progress(done))
-                return self._loop(state, done, batches, checkpoints, writer, bar, stop)
+                profiler = stack.enter_context(_Profiler(config.profile, done, self.folder))
+                return self._loop(state, done, batches, checkpoints, writer, bar, profiler, stop)
 
-    def _loop(self, state: State, done: int, batches, checkpoints, writer, bar, stop: _StopSignals) -> int:
+    def _loop(self, state: State, done: int, batches, checkpoints, writer, bar, profiler, stop: _StopSignals) -> int:
         config, clock = self.config, self.clock
         log = StepLog(writer, bar, clock, self._utilization_per_step())
-        take_step, profiler = None, _Profiler(config.profile, done, self.folder)
+        take_step = None
         for step in range(done + 1, config.num_train_steps + 1):
             with clock.measure("data"):
                 batch = sharding.global_batch(next(batches), config.batch_size, self.mesh)
@@ -275,21 +276,34 @@ def _put(array: np.ndarray, place: jax.ShapeDtypeStruct) -> jax.Array:
 
 
 class _Profiler:
-    """Traces `profile.num_steps` steps from `profile.start_step` on into WORKDIR/profile, for TensorBoard or XProf."""
+    """Traces `profile.num_steps` steps from `profile.start_step` on into WORKDIR/profile, for TensorBoard or XProf.
+
+    A context manager: a run that ends within the window leaves the trace of what it did of it.
+    """
 
     def __init__(self, profile: ml_collections.ConfigDict, done: int, folder: epath.Path):
         first = max(profile.start_step, done + 1)
         self._window = range(first, profile.start_step + profile.num_steps)
         self._folder = folder / "profile"
+        self._tracing = False
+
+    def __enter__(self) -> "_Profiler":
+        return self
+
+    def __exit__(self, *_):
+        if self._tracing:
+            jax.profiler.stop_trace()
 
     def before(self, step: int):
         if self._window and step == self._window[0]:
             jax.profiler.start_trace(os.fspath(self._folder))
+            self._tracing = True
 
     def after(self, step: int, metrics):
-        if self._window and step == self._window[-1]:
+        if self._tracing and step == self._window[-1]:
             jax.block_until_ready(metrics)
             jax.profiler.stop_trace()
+            self._tracing = False
 
 
 def report(line: str):

@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 
-from audiolm_jax.training.metrics import FILE, MetricsWriter, read_metrics
+from audiolm_jax.training import metrics
+from audiolm_jax.training.metrics import FILE, Clock, MetricsWriter, read_metrics
 
 
 def test_rows_after_the_restored_step_are_cut(tmp_path):
@@ -22,3 +23,17 @@ def test_rows_after_the_restored_step_are_cut(tmp_path):
     assert rows[1]["loss"] == float(np.float32(1) / 3 * 2)
     assert any(path.name.startswith("events.out.tfevents") for path in tmp_path.iterdir())
     assert all(json.loads(line) for line in (tmp_path / FILE).read_text().splitlines())
+
+
+def test_goodput_is_the_share_of_time_that_went_into_steps(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+    clock = Clock()
+    for kind, seconds in (("startup", 3.0), ("compile", 5.0), ("data", 0.5), ("checkpoint", 1.0), ("data", 0.5)):
+        with clock.measure(kind):
+            now[0] += seconds
+        now[0] += 2.0
+    assert clock.seconds() == {
+        "seconds_startup": 3.0, "seconds_compile": 5.0, "seconds_data": 1.0, "seconds_checkpoint": 1.0,
+        "seconds_evaluation": 0.0, "seconds_step": 10.0, "goodput": 0.5,
+    }  # fmt: skip

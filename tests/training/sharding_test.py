@@ -8,7 +8,8 @@ import optax
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from audiolm_jax.config import language_model_config
+from audiolm_jax.compile import WORTH_CUTTING
+from audiolm_jax.config import language_model_config, load_config
 from audiolm_jax.errors import UserError
 from audiolm_jax.training import sharding
 from audiolm_jax.training.registry import build_objective
@@ -42,6 +43,41 @@ def test_golden_specs_of_a_language_model():
     assert specs["params"] == expected
     moments = [leaf for leaf in jax.tree.leaves(specs["opt_state"]) if leaf != PartitionSpec()]
     assert sorted(map(str, moments)) == sorted(2 * list(map(str, jax.tree.leaves(expected))))
+
+
+@pytest.mark.parametrize(
+    ("name", "fsdp", "tensor"), [("w2v_bert_xl", 16, 1), ("w2v_bert_xl", 4, 4), ("soundstream_base", 16, 1)]
+)
+def test_nothing_large_of_the_tokenizers_stays_whole(name, fsdp, tensor):
+    config = load_config(name)
+    objective = build_objective(config)
+    abstract = jax.eval_shape(objective.init, jax.random.key(0))
+    places = sharding.state_shardings(abstract, AbstractMesh((1, fsdp, tensor), sharding.MESH_AXES))
+    leaves = jax.tree_util.tree_leaves_with_path(sharding.unbox(abstract))
+    whole = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.size
+        for (path, leaf), place in zip(leaves, jax.tree.leaves(places), strict=True)
+        if place.spec == PartitionSpec() or not any(place.spec)
+    }
+    # Codebooks are small and every device reads all of them; a discriminator's kernels of one channel cannot be cut.
+    large = {name for name, size in whole.items() if size * 4 >= WORTH_CUTTING}
+    assert large == ({f"codebooks/{name}" for name in ("embedding", "embedding_sum")} if "sound" in name else set())
+
+
+def test_golden_specs_of_a_conformer_block():
+    abstract = jax.eval_shape(build_objective(load_config("w2v_bert_xl")).init, jax.random.key(0))
+    mesh = AbstractMesh((2, 4, 2), sharding.MESH_AXES)
+    specs = jax.tree.map(lambda place: place.spec, sharding.state_shardings(abstract, mesh)["params"])
+    block = specs["contrastive"]["layers"]
+    for name in ("query", "key", "value", "position"):
+        assert block["attention"][name]["kernel"] == PartitionSpec(None, "fsdp", "tensor")
+    assert block["attention"]["out"]["kernel"] == PartitionSpec(None, "tensor", "fsdp")
+    for mlp in ("first_mlp", "last_mlp"):
+        assert block[mlp]["wide"]["kernel"] == PartitionSpec(None, "fsdp", "tensor")
+        assert block[mlp]["narrow"]["kernel"] == PartitionSpec(None, "tensor", "fsdp")
+    assert block["convolution"]["value"]["kernel"] == PartitionSpec(None, "fsdp", "tensor")
+    assert block["convolution"]["depthwise"] == PartitionSpec(None, None, "fsdp")
+    assert specs["quantizer"]["codebook"] == PartitionSpec("tensor", "fsdp")
 
 
 def test_golden_specs_of_adafactor_s_statistics():

@@ -3,15 +3,19 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from audiolm_jax.lm.objective import stage_from_config
+from audiolm_jax.accelerators import Accelerator
+from audiolm_jax.errors import UserError
+from audiolm_jax.lm.objective import stage_from_config, token_losses, transformer_from_config
+from audiolm_jax.lm.transformer import Transformer
 from audiolm_jax.parts import read_part
 from audiolm_jax.training import loop, sharding
 from audiolm_jax.training.checkpoint import find_checkpoint
 from audiolm_jax.training.metrics import read_metrics
 from audiolm_jax.training.registry import abstract_batch
-from audiolm_jax.training.step import build_program
+from audiolm_jax.training.step import build_program, model_flops
 from tests import tiny
 from tests.data.pipeline_test import METADATA
 from tests.training import tokens
@@ -182,3 +186,98 @@ def test_abstract_batch_is_what_the_input_makes(data, tmp_path):
         batch = next(loop.registry.build_input(config, print).training(np.arange(config.batch_size)))
         shapes = {name: (array.shape, array.dtype) for name, array in batch.items()}
         assert shapes == {name: (leaf.shape, leaf.dtype) for name, leaf in abstract_batch(config).items()}
+
+
+def test_z_loss_by_its_formula():
+    logits_BTV = 3 * jax.random.normal(jax.random.key(0), (2, 5, 7))
+    targets_BT = jnp.arange(10).reshape(2, 5) % 7
+    loss_BT, z_loss_BT = token_losses(logits_BTV, targets_BT, 0.5)
+    log_z_BT = np.log(np.sum(np.exp(np.float64(logits_BTV)), axis=-1))
+    np.testing.assert_allclose(z_loss_BT, 0.5 * log_z_BT**2, rtol=1e-5)
+    expected_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, targets_BT)
+    np.testing.assert_allclose(loss_BT, expected_BT, rtol=1e-5)
+    # It draws log Z to 0, and is not part of the reported loss.
+    batches = [batch_of(config_of(), seed) for seed in range(8)]
+    with_it, without = (run_steps(config_of(z_loss=z), batches) for z in (1.0, 0.0))
+    assert with_it[0][1]["loss"] == pytest.approx(without[0][1]["loss"], rel=1e-6)
+    assert with_it[0][1]["z_loss"] > 1 and without[0][1]["z_loss"] == 0
+    assert np.any(with_it[1][0]["params"]["head"] != without[1][0]["params"]["head"])
+
+
+def test_bfloat16_computes_and_float32_remembers():
+    config = config_of(**{"model.dtype": "bfloat16"})
+    config.optimizer.update({"learning_rate": 1e-6, "warmup_steps": 0, "schedule": "constant", "weight_decay": 0.0})
+    mesh = sharding.make_mesh(config.mesh)
+    with sharding.active(mesh):
+        before = jax.device_get(build_program(config, mesh).init(jax.random.key(config.seed)))
+    (state, _), *_ = run_steps(config, [batch_of(config)])
+    floats = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    assert floats and all(leaf.dtype == np.float32 for leaf in floats)
+    # Steps far below bfloat16's resolution are kept.
+    moved = np.abs(state["params"]["head"] - before["params"]["head"])
+    assert 0 < moved.max() < 2e-6
+    # Every product of the model is of bfloat16 numbers.
+    forward = jax.make_jaxpr(Transformer(transformer_from_config(config)).apply)
+    traced = forward({"params": state["params"]}, batch_of(config)["decoder_input_tokens"])
+    types = list(types_of_products(traced.jaxpr))
+    assert len(types) == 6 + 2 + 1 and set(types) == {jnp.dtype("bfloat16")}
+
+
+def types_of_products(jaxpr):
+    """The operands' types of each matrix product of a traced program."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            assert len({variable.aval.dtype for variable in equation.invars}) == 1
+            yield equation.invars[0].aval.dtype
+        for inner in jax.tree.leaves(equation.params, is_leaf=lambda leaf: hasattr(leaf, "eqns")):
+            if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
+                yield from types_of_products(getattr(inner, "jaxpr", inner))
+
+
+@pytest.mark.parametrize(
+    "objective", ["semantic", *(pytest.param(o, marks=pytest.mark.slow) for o in ("soundstream", "w2v_bert"))]
+)
+def test_init_from_starts_from_another_run_s_weights(objective, data, tmp_path):
+    recordings = objective in ("soundstream", "w2v_bert")
+    data = str(tiny.write_recordings(tmp_path / "recordings")) if recordings else data
+    steps = {"num_train_steps": 3, "log_every_steps": 1, "eval_every_steps": 3, "checkpoint_every_steps": 3}
+    config = tiny.config_of(objective, data_dir=data, **steps)
+    assert loop.train(config, tmp_path / "first") == 0
+    first = read_part(tmp_path / "first").weights
+    still = tiny.config_of(objective, data_dir=data, init_from=str(tmp_path / "first"), **steps)
+    for optimizer in (still.optimizer, still.get("discriminator_optimizer", still.optimizer)):
+        optimizer.update({"learning_rate": 0.0, "weight_decay": 0.0, "warmup_steps": 0})
+    still.num_train_steps = 1
+    assert loop.train(still, tmp_path / "second") == 0
+    second = read_part(tmp_path / "second").weights
+    kept = {"params", "generator", "statistics"} & set(first)
+    for name in kept:
+        jax.tree.map(np.testing.assert_array_equal, second[name], first[name])
+    fresh = tiny.config_of(objective, data_dir=data, **steps)
+    fresh.num_train_steps, fresh.optimizer.learning_rate = 1, 0.0
+    loop.train(fresh, tmp_path / "fresh")
+    differs = jax.tree.map(lambda a, b: bool(np.any(a != b)), read_part(tmp_path / "fresh").weights, first)
+    assert any(jax.tree.leaves(differs))
+    other = tiny.config_of(objective, data_dir=data, init_from=str(tmp_path / "first"), **steps)
+    other.model["channels" if objective == "soundstream" else "mlp_dim"] *= 2
+    with pytest.raises(UserError, match="weights do not fit: .* in the model, .* in the file: config.init_from"):
+        loop.train(other, tmp_path / "third")
+
+
+def test_utilization_is_model_flops_over_the_devices_peak(data, tmp_path, monkeypatch):
+    peak = 1e9
+    monkeypatch.setattr(loop.accelerators, "of_device", lambda kind: Accelerator("x", kind, peak, 0, 0.0, 0.0))
+    config = train_config(data)
+    loop.train(config, tmp_path)
+    for row in read_metrics(tmp_path):
+        expected = model_flops(config) * row["steps_per_second"] / peak
+        assert row["model_flops_utilization"] == pytest.approx(expected, rel=1e-6)
+        assert 0 < row["goodput"] < 1 and row["seconds_compile"] > 0
+
+
+@pytest.mark.parametrize(("start", "count", "expected"), [(3, 2, 1), (5, 100, 1), (0, 0, 0)])
+def test_profiler_window(data, tmp_path, start, count, expected):
+    config = train_config(data)
+    config.profile.update({"start_step": start, "num_steps": count})
+    loop.train(config, tmp_path)
+    assert len(list((tmp_path / "profile").rglob("*.xplane.pb"))) == expected
