@@ -17,6 +17,7 @@ import grain
 import ml_collections
 import numpy as np
 
+from audiolm_jax import files
 from audiolm_jax.data import manifest, packing, transforms
 from audiolm_jax.data.token_dataset import TokenDataset
 from audiolm_jax.errors import UserError
@@ -144,6 +145,10 @@ class TokenInput:
 def _data_dir(config: ml_collections.ConfigDict) -> str:
     if not config.data_dir:
         raise UserError("no training data", "config.data_dir", "give --config.data_dir=PATH")
+    if not files.is_local(config.data_dir):
+        # ArrayRecord's reader and libsndfile open files only.
+        advice = "mount the bucket with gcsfuse (launch/tpu_pod.sh and gke.sh do: --bucket) and give that path"
+        raise UserError("training data must lie in a file system", f"config.data_dir={config.data_dir}", advice)
     return config.data_dir
 
 

@@ -12,6 +12,8 @@ from audiolm_jax.data import token_dataset
 from audiolm_jax.data.pipeline import AudioInput, TokenInput
 from audiolm_jax.errors import UserError
 from audiolm_jax.lm.objective import stage_from_config
+from audiolm_jax.training.registry import build_input
+from tests import tiny
 
 METADATA = token_dataset.TokenMetadata("c" * 8, "s" * 8, 64, 32, 6, 25, 50, 16000, 1.5)
 
@@ -202,3 +204,10 @@ def test_metadata_names_every_field_it_checks():
         other = dataclasses.replace(METADATA, **{name: 7})
         with pytest.raises(UserError, match=f"config.stage.{name}="):
             other.check_stage(config.stage, "somewhere")
+
+
+@pytest.mark.parametrize("objective", ["semantic", "soundstream"])
+def test_data_in_a_bucket_must_be_mounted(objective):
+    config = tiny.config_of(objective, data_dir="gs://lab/tokens")
+    with pytest.raises(UserError, match="config.data_dir=gs://lab/tokens; mount the bucket with gcsfuse"):
+        build_input(config, print)

@@ -35,3 +35,14 @@ def test_eight_devices_equal_one(optimizer):
     assert results["data"]["held"] == 1.0
     for name in ("fsdp", "tensor", "combined"):
         assert results[name]["held"] < 0.3, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["w2v_bert", "soundstream"])
+def test_eight_devices_train_a_tokenizer_as_one_does(objective):
+    results = on_eight_devices("tests.training.meshes", objective)
+    single = results.pop("single")
+    for name, result in results.items():
+        np.testing.assert_allclose(result["losses"], single["losses"], rtol=1e-5, err_msg=name)
+        assert result["relative_distance"] < 1e-4, name
+    assert results["combined"]["held"] < 0.6

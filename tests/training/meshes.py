@@ -14,10 +14,34 @@ from tests.training.step_test import batch_of
 MESHES = {
     "single": (1, 1, 1), "data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 1, 8), "combined": (2, 2, 2),
 }  # fmt: skip
-STEPS = 20
+# Of a codec a step takes minutes to compile, and after a few steps a frame that lies between two codes goes another way.
+CHOSEN = {"soundstream": ("single", "combined")}
+STEPS = {"soundstream": 4}
 
 
-def config_of(optimizer: str):
+def tokenizer_config(objective: str):
+    """Sizes that eight divides."""
+    fields = {
+        "soundstream": {"channels": 8, "embed_dim": 16},
+        "w2v_bert": {"embed_dim": 32, "mlp_dim": 64, "num_heads": 8, "subsampling_channels": 8, "codebook_size": 16},
+    }[objective]
+    config = tiny.config_of(objective, batch_size=16, **{f"model.{name}": value for name, value in fields.items()})
+    config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 2})
+    if objective == "w2v_bert":
+        config.model.dtype = "float32"
+    return config
+
+
+def waves_of(config, seed):
+    """Random waves of ragged lengths."""
+    generator = np.random.default_rng(seed)
+    size = round(config.crop_seconds * config.model.sample_rate)
+    lengths_B = generator.integers(size // 2, size + 1, config.batch_size).astype(np.int32)
+    wave_BW = 0.1 * generator.standard_normal((config.batch_size, size)).astype(np.float32)
+    return {"wave_BW": np.where(np.arange(size) < lengths_B[:, None], wave_BW, 0.0), "lengths_B": lengths_B}
+
+
+def language_model_config_of(optimizer: str):
     """Sizes that eight divides; a little of everything that a step can do."""
     fields = {"num_heads": 8, "embed_dim": 32, "mlp_dim": 64, "num_layers": 2, "dropout_rate": 0.1, "remat": "minimal"}
     config = tiny.config_of(
@@ -27,30 +51,35 @@ def config_of(optimizer: str):
     return config
 
 
-def train(config, shape):
-    """(losses, parameters, fraction of the parameters' bytes that one device holds) after STEPS steps."""
+def train(config, make_batch, shape, num_steps):
+    """(losses, weights, fraction of the weights' bytes that one device holds) after some steps."""
     mesh = sharding.make_mesh(config.mesh, jax.devices()[: int(np.prod(shape))])
     with sharding.active(mesh):
         program = build_program(config, mesh)
         state, losses = program.init(jax.random.key(0)), []
-        for seed in range(STEPS):
-            batch = sharding.global_batch(batch_of(config, seed), config.batch_size, mesh)
+        for seed in range(num_steps):
+            batch = sharding.global_batch(make_batch(config, seed), config.batch_size, mesh)
             state, metrics = program.step(state, batch, jax.random.key(1))
             losses.append(float(metrics["loss"]))
-        leaves = jax.tree.leaves(state["params"])
+        weights = program.objective.weights(state)
+        leaves = jax.tree.leaves(weights)
         held = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves) / sum(leaf.nbytes for leaf in leaves)
-        return losses, jax.device_get({"params": state["params"], "ema": state["ema"]}), held
+        return losses, jax.device_get({**weights, "ema": state.get("ema", {})}), held
 
 
-def main(optimizer: str):
+def main(what: str):
+    """Args: an optimiser, for a language model, or the objective of a tokenizer."""
+    of_tokenizer = what in ("soundstream", "w2v_bert")
+    make_batch = waves_of if of_tokenizer else batch_of
     results = {}
     reference: dict = {}
-    for name, shape in MESHES.items():
-        config = config_of(optimizer)
+    for name in CHOSEN.get(what, MESHES):
+        shape = MESHES[name]
+        config = tokenizer_config(what) if of_tokenizer else language_model_config_of(what)
         config.mesh.update(dict(zip(sharding.MESH_AXES, shape, strict=True)))
-        losses, params, held = train(config, shape)
-        reference = reference or params
-        distance = np.sqrt(sum(np.sum((a - b) ** 2.0) for a, b in zip(*map(jax.tree.leaves, (params, reference)))))
+        losses, weights, held = train(config, make_batch, shape, STEPS.get(what, 20))
+        reference = reference or weights
+        distance = np.sqrt(sum(np.sum((a - b) ** 2.0) for a, b in zip(*map(jax.tree.leaves, (weights, reference)))))
         norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(reference)))
         results[name] = {"losses": losses, "relative_distance": float(distance / norm), "held": held}
     print(json.dumps(results))
