@@ -177,6 +177,7 @@ def w2v_bert_config() -> ml_collections.ConfigDict:
             "default_layer": 19,
             "dtype": "bfloat16",
             "remat": "full",
+            "block_positions": 128,
         }
     )
     config.mesh.update({"data": 1, "fsdp": -1})
@@ -225,6 +226,7 @@ def tiny_w2v_bert_config() -> ml_collections.ConfigDict:
             "default_layer": 3,
             "dtype": "float32",
             "remat": "none",
+            "block_positions": 0,
         }
     )
     config.mesh.update({"data": -1, "fsdp": 1})

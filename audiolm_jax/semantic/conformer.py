@@ -33,6 +33,8 @@ class ConformerConfig:
       dropout_rate: on the output of every residual branch.
       dtype: computation's type; parameters, LayerNorm statistics and softmax stay float32.
       remat: "none", "minimal" (keep matrix products) or "full" (keep block inputs only).
+      block_positions: for how many frames at a time attention's logits exist, to be computed anew in the backward pass
+        (with remat "full"; the other policies keep copies of every part's inputs); 0: for all, and they are kept.
     """
 
     embed_dim: int
@@ -42,6 +44,7 @@ class ConformerConfig:
     dropout_rate: float = 0.0
     dtype: str = "float32"
     remat: str = "none"
+    block_positions: int = 0
 
 
 def dense(config: ConformerConfig, features: int, axes: tuple[str | None, str | None], name: str | None = None):
@@ -73,12 +76,12 @@ def sinusoids(num_frames: int, embed_dim: int) -> np.ndarray:
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)[:, :embed_dim].astype(np.float32)
 
 
-def relative_shift(logits_BNTR: jax.Array) -> jax.Array:
+def relative_shift(logits_BNTR: jax.Array, num_keys: int) -> jax.Array:
     """Logits by distance -> logits by key: out[…, t, s] = in[…, t, T − 1 − t + s] (1901.02860, appendix B)."""
     *leading, num_queries, num_distances = logits_BNTR.shape
     padded = jnp.pad(logits_BNTR, [(0, 0)] * (len(leading) + 1) + [(1, 0)])
     shifted = padded.reshape(*leading, num_distances + 1, num_queries)[..., 1:, :]
-    return shifted.reshape(*leading, num_queries, num_distances)[..., :num_queries]
+    return shifted.reshape(*leading, num_queries, num_distances)[..., :num_keys]
 
 
 class RelativeAttention(nn.Module):
@@ -109,14 +112,40 @@ class RelativeAttention(nn.Module):
         content_NH = self.param("content_bias", bias_init, (num_heads, head_dim)).astype(config.dtype)
         position_NH = self.param("position_bias", bias_init, (num_heads, head_dim)).astype(config.dtype)
 
-        product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-        content_BNTS = product("BTNH,BSNH->BNTS", q_BTNH + content_NH, k_BSNH)
-        position_BNTR = product("BTNH,RNH->BNTR", q_BTNH + position_NH, r_RNH)
-        logits_BNTS = (content_BNTS + relative_shift(position_BNTR)) * head_dim**-0.5
-        logits_BNTS = jnp.where(mask_BT[:, None, None, :], logits_BNTS, jnp.finfo(jnp.float32).min)
-        weights_BNTS = jax.nn.softmax(logits_BNTS, axis=-1).astype(v_BSNH.dtype)
-        mixed_BTNH = jnp.einsum("BNTS,BSNH->BTNH", weights_BNTS, v_BSNH)
+        num_frames = x_BTD.shape[1]
+        size = config.block_positions or num_frames
+        block = jax.checkpoint(attend) if config.block_positions else attend
+        mixed = []
+        for start in range(0, num_frames, size):
+            stop = min(start + size, num_frames)
+            # Distances of these queries to all keys: stop − 1 … start − T + 1.
+            near_RNH = r_RNH[num_frames - stop : 2 * num_frames - 1 - start]
+            queries = (q_BTNH[:, start:stop] + bias_NH for bias_NH in (content_NH, position_NH))
+            mixed.append(block(*queries, k_BSNH, v_BSNH, near_RNH, mask_BT))
+        mixed_BTNH = jnp.concatenate(mixed, axis=1)
         return dense(config, config.embed_dim, ("heads", "embed"), "out")(mixed_BTNH.reshape(x_BTD.shape))
+
+
+def attend(content_BTNH, position_BTNH, k_BSNH, v_BSNH, r_RNH, mask_BS) -> jax.Array:
+    """Softmax attention by content and position of consecutive queries over all keys.
+
+    Args:
+      content_BTNH, position_BTNH: queries, each with the bias of its term.
+      k_BSNH, v_BSNH: keys and values.
+      r_RNH: codes of the distances that occur, the largest first; R = T + S − 1.
+      mask_BS: keys that exist.
+
+    Returns:
+      [B, T, N, H] in v's type.
+    """
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    content_BNTS = product("BTNH,BSNH->BNTS", content_BTNH, k_BSNH)
+    position_BNTR = product("BTNH,RNH->BNTR", position_BTNH, r_RNH)
+    shifted_BNTS = relative_shift(position_BNTR, k_BSNH.shape[1])
+    logits_BNTS = (content_BNTS + shifted_BNTS) * content_BTNH.shape[-1] ** -0.5
+    logits_BNTS = jnp.where(mask_BS[:, None, None, :], logits_BNTS, jnp.finfo(jnp.float32).min)
+    weights_BNTS = jax.nn.softmax(logits_BNTS, axis=-1).astype(v_BSNH.dtype)
+    return jnp.einsum("BNTS,BSNH->BTNH", weights_BNTS, v_BSNH)
 
 
 class FeedForward(nn.Module):

@@ -139,7 +139,8 @@ class W2vBert(nn.Module):
 
     def setup(self):
         config = self.config
-        self.subsampling = Subsampling(config)
+        # Its feature maps are the widest arrays of all.
+        self.subsampling = (Subsampling if config.remat == "none" else nn.remat(Subsampling))(config)
         self.input_projection = dense(config, config.embed_dim, (None, "embed"))
         self.contrastive = ConformerStack(config, config.num_contrastive_layers)
         self.masked = ConformerStack(config, config.num_masked_layers)

@@ -38,7 +38,24 @@ def test_relative_shift_picks_each_pairs_distance():
     expected_BNTS = np.stack(
         [np.stack([logits_BNTR[..., t, 4 - t + s] for s in range(5)], axis=-1) for t in range(5)], axis=-2
     )
-    np.testing.assert_array_equal(conformer.relative_shift(jnp.asarray(logits_BNTR)), expected_BNTS.astype(np.float32))
+    shifted_BNTS = conformer.relative_shift(jnp.asarray(logits_BNTR), 5)
+    np.testing.assert_array_equal(shifted_BNTS, expected_BNTS.astype(np.float32))
+
+
+@pytest.mark.parametrize("block_positions", [2, 3, 64])
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_attention_in_blocks_equals_the_whole(ragged, stack, block_positions, remat):
+    x_BTD, mask_BT, *_ = ragged
+    _, params = stack
+    blocked = dataclasses.replace(CONFIG, block_positions=block_positions, remat=remat)
+
+    def loss(params, config):
+        module = conformer.ConformerStack(config, num_layers=2)
+        return jnp.sum(jnp.sin(module.apply({"params": params}, x_BTD, mask_BT)), where=mask_BT[..., None])
+
+    (ours, our_grads), (whole, grads) = (jax.value_and_grad(loss)(params, config) for config in (blocked, CONFIG))
+    np.testing.assert_allclose(ours, whole, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-4), our_grads, grads)
 
 
 def test_sinusoids_are_the_codes_of_the_distances():

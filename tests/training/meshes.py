@@ -14,7 +14,7 @@ from tests.training.step_test import batch_of
 MESHES = {
     "single": (1, 1, 1), "data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 1, 8), "combined": (2, 2, 2),
 }  # fmt: skip
-# Of a codec a step takes minutes to compile, and after a few steps a frame that lies between two codes goes another way.
+# A codec takes minutes to compile, and after some steps a frame that lies between two codes goes another way.
 CHOSEN = {"soundstream": ("single", "combined")}
 STEPS = {"soundstream": 4}
 
