@@ -120,8 +120,8 @@ class RelativeAttention(nn.Module):
             stop = min(start + size, num_frames)
             # Distances of these queries to all keys: stop − 1 … start − T + 1.
             near_RNH = r_RNH[num_frames - stop : 2 * num_frames - 1 - start]
-            queries = (q_BTNH[:, start:stop] + bias_NH for bias_NH in (content_NH, position_NH))
-            mixed.append(block(*queries, k_BSNH, v_BSNH, near_RNH, mask_BT))
+            content_BTNH, position_BTNH = q_BTNH[:, start:stop] + content_NH, q_BTNH[:, start:stop] + position_NH
+            mixed.append(block(content_BTNH, position_BTNH, k_BSNH, v_BSNH, near_RNH, mask_BT))
         mixed_BTNH = jnp.concatenate(mixed, axis=1)
         return dense(config, config.embed_dim, ("heads", "embed"), "out")(mixed_BTNH.reshape(x_BTD.shape))
 
