@@ -201,14 +201,14 @@ class _Module:
         condition = self.computations[self._condition(loop)]
         body = self.computations[self._called(loop, r"body=%([^\s,]+)")]
         root = next(instruction for instruction in condition.values() if instruction.is_root)
-        compare = self._unwrap(root, condition)
-        if compare is None or compare.opcode != "compare":
+        compare, scope = self._unwrapped(root, condition)
+        if compare.opcode != "compare":
             raise ValueError(f"loop of unknown length: {loop.name}")
         initial = computation[loop.operands[0]]
 
         def value(name: str) -> tuple[int | None, int | None]:
             """(constant, index in the loop's tuple) of an operand of the comparison."""
-            operand = condition[name]
+            operand = scope[name]
             if operand.opcode == "constant":
                 return _constant(operand), None
             index = operand.attribute(r"index=(\d+)")
@@ -223,18 +223,20 @@ class _Module:
             raise ValueError(f"loop of unknown length: {loop.name}")
         return -(-(stop - start) // _increment(body, index))
 
-    def _unwrap(self, instruction: Instruction, computation: dict[str, Instruction]) -> Instruction | None:
-        """The root of a fusion in place of the fusion, as far as its operands are the fusion's own."""
+    def _unwrapped(
+        self, instruction: Instruction, computation: dict[str, Instruction]
+    ) -> tuple[Instruction, dict[str, Instruction]]:
+        """The root of a fusion in place of the fusion, and what its operands' names stand for."""
         if instruction.opcode != "fusion":
-            return instruction
+            return instruction, computation
         inner = self.computations[self._called(instruction, r"calls=%([^\s,]+)")]
         root = next(candidate for candidate in inner.values() if candidate.is_root)
-        parameters = {name: int(p.literal) for name, p in inner.items() if p.opcode == "parameter"}
-        if not all(name in parameters or inner[name].opcode == "constant" for name in root.operands):
-            return None
-        computation.update({name: inner[name] for name in root.operands if name not in parameters})
-        outer = tuple(instruction.operands[parameters[name]] if name in parameters else name for name in root.operands)
-        return dataclasses.replace(root, operands=outer)
+        given = {
+            name: computation[instruction.operands[int(parameter.literal)]]
+            for name, parameter in inner.items()
+            if parameter.opcode == "parameter"
+        }
+        return root, {**inner, **given}
 
     def _sent_bytes(self, kind: str, instruction: Instruction, computation: dict[str, Instruction]) -> float:
         size = self._group_size(instruction)
