@@ -1,7 +1,6 @@
 """Runs of several processes, and runs that move to other devices: the same figures as one process alone."""
 
 import itertools
-import os
 import random
 import shutil
 import signal
@@ -18,6 +17,7 @@ from audiolm_jax.training.checkpoint import FOLDER, find_checkpoint
 from audiolm_jax.training.metrics import read_metrics
 from tests.data.pipeline_test import METADATA
 from tests.training import tokens
+from tests.training.devices import environment
 from tests.training.loop_test import command, losses, run
 
 pytestmark = pytest.mark.slow
@@ -27,11 +27,6 @@ FIELDS = {"batch_size": 4, "num_train_steps": 12, "model.num_heads": 4, "packing
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return {"tokens": str(tokens.write(tmp_path_factory.mktemp("data") / "tokens", METADATA))}
-
-
-def environment(devices, **more):
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, **more}
 
 
 def start_two(arguments):
