@@ -177,7 +177,7 @@ def w2v_bert_config() -> ml_collections.ConfigDict:
             "default_layer": 19,
             "dtype": "bfloat16",
             "remat": "full",
-            "block_positions": 128,
+            "block_positions": 64,
         }
     )
     config.mesh.update({"data": 1, "fsdp": -1})

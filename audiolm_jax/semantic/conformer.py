@@ -120,7 +120,11 @@ class RelativeAttention(nn.Module):
             stop = min(start + size, num_frames)
             # Distances of these queries to all keys: stop − 1 … start − T + 1.
             near_RNH = r_RNH[num_frames - stop : 2 * num_frames - 1 - start]
-            content_BTNH, position_BTNH = q_BTNH[:, start:stop] + content_NH, q_BTNH[:, start:stop] + position_NH
+            q_block_BTNH = q_BTNH[:, start:stop]
+            if mixed:
+                # One block after the other, in both directions: the compiler would hold the logits of several.
+                q_block_BTNH, mixed[-1] = jax.lax.optimization_barrier((q_block_BTNH, mixed[-1]))
+            content_BTNH, position_BTNH = q_block_BTNH + content_NH, q_block_BTNH + position_NH
             mixed.append(block(content_BTNH, position_BTNH, k_BSNH, v_BSNH, near_RNH, mask_BT))
         mixed_BTNH = jnp.concatenate(mixed, axis=1)
         return dense(config, config.embed_dim, ("heads", "embed"), "out")(mixed_BTNH.reshape(x_BTD.shape))

@@ -139,8 +139,7 @@ class W2vBert(nn.Module):
 
     def setup(self):
         config = self.config
-        # Its feature maps are the widest arrays of all.
-        self.subsampling = (Subsampling if config.remat == "none" else nn.remat(Subsampling))(config)
+        self.subsampling = Subsampling(config)
         self.input_projection = dense(config, config.embed_dim, (None, "embed"))
         self.contrastive = ConformerStack(config, config.num_contrastive_layers)
         self.masked = ConformerStack(config, config.num_masked_layers)
@@ -161,13 +160,10 @@ class W2vBert(nn.Module):
           temperature: of the Gumbel-softmax.
           deterministic: True for evaluation.
         """
-        features_BTE = self.subsampling(mel_BTM, mask_BT)
-        quantized_BTG, selected_BT, targets_BT, usage_BTK = self.quantizer(features_BTE, temperature, deterministic)
-        noise_BTE = self.config.noise_scale * jax.random.normal(
-            self.make_rng("noise"), features_BTE.shape, features_BTE.dtype
-        )
-        masked_BTE = jnp.where(spans_BT[..., None], noise_BTE, features_BTE)
-        x_BTD = self.dropout(self.input_projection(masked_BTE), deterministic=deterministic)
+        # Features of all frames and scores of all codes are the widest arrays of all, and needed first and last.
+        front = W2vBert._front if self.config.remat == "none" else nn.remat(W2vBert._front, static_argnums=(5,))
+        x_BTD, codes = front(self, mel_BTM, mask_BT, spans_BT, temperature, deterministic)
+        quantized_BTG, selected_BT, targets_BT, usage_BTK = codes
         context_BTD = self.contrastive(x_BTD, mask_BT, deterministic)
         predicted_BTD = self.masked(context_BTD, mask_BT, deterministic)
         return Predictions(
@@ -178,6 +174,16 @@ class W2vBert(nn.Module):
             usage_BTK=usage_BTK,
             logits_BTK=self.head(predicted_BTD).astype(jnp.float32),
         )
+
+    def _front(self, mel_BTM, mask_BT, spans_BT, temperature, deterministic):
+        """Input of the first block [B, T, D], masked, and what the quantizer makes of the frames, unmasked."""
+        features_BTE = self.subsampling(mel_BTM, mask_BT)
+        codes = self.quantizer(features_BTE, temperature, deterministic)
+        noise_BTE = self.config.noise_scale * jax.random.normal(
+            self.make_rng("noise"), features_BTE.shape, features_BTE.dtype
+        )
+        masked_BTE = jnp.where(spans_BT[..., None], noise_BTE, features_BTE)
+        return self.dropout(self.input_projection(masked_BTE), deterministic=deterministic), codes
 
     def encode(self, mel_BTM: jax.Array, mask_BT: jax.Array) -> jax.Array:
         """Output [B, T, D] of the last block, nothing masked."""
