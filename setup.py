@@ -27,7 +27,7 @@ def long_description() -> str:
 packages = find_packages(include=["audiolm_jax", "audiolm_jax.*"])
 package_dir = {}
 package_data = {"": ["py.typed", "*.html", "*.j2", "*.css", "*.js", "*.json"]}
-for folder, patterns in {"configs": ["*.json", "*.yaml"], "samples": ["**/*"]}.items():
+for folder, patterns in {"configs": ["*.json", "*.yaml", "sweeps/*.json"], "samples": ["**/*"]}.items():
     if (ROOT / folder).is_dir():
         packages.append(f"audiolm_jax.{folder}")
         package_dir[f"audiolm_jax.{folder}"] = folder

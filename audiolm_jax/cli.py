@@ -251,6 +251,12 @@ def _add_sweep(command):
 def _sweep(options, overrides):
     from audiolm_jax.sweep import sweep
 
+    try:
+        launcher = shlex.split(options.launcher)
+    except ValueError as error:
+        raise UserError(f"cannot be split ({error})", f"--launcher={options.launcher}", "close the quote") from error
+    if launcher and options.backend == "local":
+        raise UserError("no script to give options to", f"--launcher={options.launcher}", "leave it out with local")
     return sweep(
         options.config,
         overrides,
@@ -258,7 +264,7 @@ def _sweep(options, overrides):
         options.backend,
         options.workdir,
         options.dry_run,
-        shlex.split(options.launcher),
+        launcher,
     )
 
 

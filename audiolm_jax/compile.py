@@ -52,7 +52,8 @@ def compile_config(config: ml_collections.ConfigDict, topology: str, num_slices:
         model_flops: of the whole step by its definition; see `training.step.model_flops`.
         whole_on_every_device: names of parameters of a megabyte or more that no mesh axis cuts, though `mesh.fsdp` or
           `mesh.tensor` is above 1.
-        floor_seconds: {"compute", "memory", "network"}: the least time that each would take at its peak.
+        floor_seconds: {"compute", "memory", "network"}: the least time that each would take at its peak. What crosses
+          the network between slices is counted as if it went over a chip's own links, which are much faster.
         step_seconds: the longest of them. utilization: model FLOPs over what the devices can do in that time.
         compile_seconds: what the compiler took.
 

@@ -8,6 +8,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from typing import IO
 
@@ -37,8 +38,10 @@ def make_workdir(path: str | os.PathLike[str]) -> epath.Path:
     folder = epath.Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").write_text("")
-        (folder / ".writable").unlink()
+        # Every process of a run looks for itself.
+        probe = folder / f".writable-{uuid.uuid4().hex}"
+        probe.write_text("")
+        probe.unlink()
     except ImportError as error:
         raise UserError(f"no access to this kind of storage ({error})", path, "install audiolm_jax[gcs]") from error
     except Exception as error:  # Whatever the storage's client raises.

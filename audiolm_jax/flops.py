@@ -9,7 +9,8 @@ from jax.extend import core
 
 
 def traced_flops(function, *arguments: Any) -> float:
-    """FLOPs of a function's matrix products and convolutions: scans by their length, the costliest branch of a choice.
+    """FLOPs of a function's matrix products and convolutions: scans by their length, the costliest branch of a choice,
+    what every device does for itself (`jax.shard_map`) as often as there are devices.
 
     Raises:
       ValueError: a loop whose length is not known beforehand.
@@ -33,6 +34,8 @@ def _equation_flops(equation) -> float:
             return _convolution_flops(equation)
         case "scan":
             return params["length"] * sum(inner)
+        case "shard_map":
+            return params["mesh"].size * sum(inner)  # Inside, shapes are those of one device.
         case "cond":
             return max(inner)
         case "while" if sum(inner):

@@ -56,7 +56,7 @@ def read_grid(path: str | os.PathLike[str]) -> list[Run]:
     ["$TOKENS/256"]}, …]. $NAME in a text stands for that environment variable.
 
     Raises:
-      UserError: no such file, not such a grid, a variable that is not set, the same run twice.
+      UserError: no such file, not such a grid, a variable that is not set, two runs of the same name.
     """
     try:
         grid = json.loads(pathlib.Path(path).read_text())
@@ -75,11 +75,14 @@ def read_grid(path: str | os.PathLike[str]) -> list[Run]:
         for part in parts
         for values in itertools.product(*part.values())
     ]
-    runs = [Run(_name(point), point) for point in points]
-    for run in runs:
-        if runs.count(run) > 1:
-            raise UserError(f"the same run twice: {run.name}", path, "leave one of them out")
-    return runs
+    runs: dict[str, Run] = {}
+    for point in points:
+        run = Run(_name(point), point)
+        if run.name in runs:
+            problem = f"two runs would share the folder {run.name}"
+            raise UserError(problem, path, "leave one out, or give values whose last parts differ")
+        runs[run.name] = run
+    return list(runs.values())
 
 
 def _expand(value: Any, path: str | os.PathLike[str]) -> Any:
@@ -147,6 +150,8 @@ def _command(config_name, overrides: list[str], workdir: str, run: Run, backend:
         return [sys.executable, "-m", "audiolm_jax", *train]
     script = {"slurm": "slurm.sh", "gke": "gke.sh", "tpu": "tpu_pod.sh"}[backend]
     path = pathlib.Path(__file__).resolve().parent.parent / "launch" / script
+    if not path.exists():
+        raise UserError("no launch scripts in this installation", path, "sweep from a clone of the repository")
     # A pod's script stays with its run until it ends; the others only hand it to a scheduler.
     detached = ["--detach"] if backend == "tpu" else []
     return ["bash", str(path), *detached, *launcher, "--", *train]
@@ -158,7 +163,7 @@ def _start_all(runs: list[Run], commands: dict[str, list[str]], folder: epath.Pa
     for run in bar:
         bar.set_postfix_str(run.name)
         status = _train_here(commands[run.name]) if backend == "local" else _submit(commands[run.name], run, folder)
-        statuses[run.name] = "" if status == 0 else f"failed ({status})"
+        statuses[run.name] = "" if status in (0, *STOPPED) else f"failed ({status})"
         write_results(runs, folder, statuses)
         if status in STOPPED:
             return status
@@ -167,16 +172,28 @@ def _start_all(runs: list[Run], commands: dict[str, list[str]], folder: epath.Pa
 
 
 def _train_here(command: list[str]) -> int:
-    """Runs one training to its end; a signal to the sweep reaches it, and it saves."""
-    process = subprocess.Popen(command)
-    previous = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    """Runs one training to its end; a signal to the sweep reaches it, it saves, and the signal's status is returned."""
+    stopped: list[int] = []
+    process: subprocess.Popen | None = None
+
+    def stop(*_):
+        stopped.append(143)
+        if process is not None:
+            process.terminate()
+
+    previous = signal.signal(signal.SIGTERM, stop)
     try:
-        return process.wait()
+        process = subprocess.Popen(command)
+        if stopped:
+            process.terminate()
+        status = process.wait()
     except KeyboardInterrupt:
         # Ctrl-C has reached the run as well.
-        return process.wait()
+        stopped.append(130)
+        status = process.wait() if process is not None else 130
     finally:
         signal.signal(signal.SIGTERM, previous)
+    return stopped[0] if stopped else status
 
 
 def _submit(command: list[str], run: Run, folder: epath.Path) -> int:

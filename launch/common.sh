@@ -4,26 +4,26 @@
 # supervise COMMAND...: runs it again for as long as it was interrupted, and returns the status it ends with.
 #   143 (a preemption notice; the run is saved)   again, at once
 #   0 (finished), 2 (the user's mistake), 130     the end
-#   anything else                                 again after a pause, three times without a 143 in between
-# SIGTERM or SIGINT to this shell goes to the command as SIGTERM, and that is the end of it, too.
+#   anything else                                 again after a pause; the fourth failure in a row is the end
+# A command that ran for ten minutes begins a new row. SIGTERM or SIGINT to this shell goes to the command as SIGTERM,
+# and that is the end of it, too.
 supervise() {
-  local status child stopping="" failures=0 pause="${SUPERVISE_PAUSE:-30}"
+  local status child="" stopping="" failures=0 started waited pause="${SUPERVISE_PAUSE:-30}"
   trap 'stopping=143; kill -TERM "$child" 2>/dev/null || true' TERM
   trap 'stopping=130; kill -TERM "$child" 2>/dev/null || true' INT
-  while true; do
-    status=0
+  while [[ -z "$stopping" ]]; do
+    status=0 started=$SECONDS
     "$@" &
     child=$!
+    # The signal may have come before there was a child to pass it to.
+    if [[ -n "$stopping" ]]; then kill -TERM "$child" 2>/dev/null || true; fi
     wait "$child" || status=$?
     # A signal ends `wait` before the command has ended.
     while kill -0 "$child" 2>/dev/null; do
       status=0
       wait "$child" || status=$?
     done
-    if [[ -n "$stopping" ]]; then
-      say "supervise: stopped by a signal; the command ended with status $status"
-      return "$stopping"
-    fi
+    if [[ -n "$stopping" ]]; then break; fi
     case "$status" in
       0 | 2 | 130) return "$status" ;;
       143)
@@ -31,16 +31,21 @@ supervise() {
         say "supervise: interrupted and saved; going on"
         ;;
       *)
-        failures=$((failures + 1))
+        failures=$((SECONDS - started < 600 ? failures + 1 : 1))
         if ((failures > 3)); then
           say "supervise: failed $failures times in a row, last with status $status; giving up"
           return "$status"
         fi
         say "supervise: failed with status $status; going on in $pause s"
-        sleep "$pause"
+        # A second at a time: a signal is looked at when the command in the foreground has ended.
+        for ((waited = 0; waited < pause; waited++)); do
+          if [[ -z "$stopping" ]]; then sleep 1; fi
+        done
         ;;
     esac
   done
+  say "supervise: stopped by a signal; the command ended with status $status"
+  return "$stopping"
 }
 
 # run COMMAND...: runs it, or prints it where DRY_RUN is set.
@@ -71,10 +76,13 @@ require_train() {
   die 2 "no workdir" "-- $*" "add --workdir=DIR"
 }
 
-# job_name WORKDIR: a name that clusters take, of the last two parts of the workdir.
+# job_name WORKDIR: a name that clusters take, of the last two parts of the workdir and a checksum of the whole. JobSet
+# adds to it, up to 63 characters.
 job_name() {
-  local parent
+  local parent readable checksum
   parent="$(basename -- "$(dirname -- "$1")")"
-  printf 'audiolm-%s-%s\n' "$parent" "$(basename -- "$1")" |
-    tr '[:upper:]' '[:lower:]' | tr -c '[:alnum:]\n' '-' | cut -c1-60 | sed 's/--*/-/g; s/-*$//'
+  readable="$(printf 'audiolm-%s-%s\n' "$parent" "$(basename -- "$1")" |
+    tr '[:upper:]' '[:lower:]' | tr -c '[:alnum:]\n' '-' | sed 's/--*/-/g' | cut -c1-36 | sed 's/-*$//')"
+  checksum="$(printf '%s' "${1%/}" | cksum)"
+  printf '%s-%08x\n' "$readable" "${checksum%% *}"
 }

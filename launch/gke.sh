@@ -12,7 +12,8 @@ three times. Prints the JobSet's name.
 
   --image=IMAGE        built from launch/Dockerfile: docker build -t IMAGE -f launch/Dockerfile . && docker push IMAGE
   --topology=TOPOLOGY  as for `audiolm compile`: v4:2x2x4, v5e:4x4, v5p:2x2x4, v6e:4x4, …
-  --slices=N           slices of it (default: 1)
+  --slices=N           slices of it (default: 1); give the training --config.mesh.data=N, so that only gradients
+                       cross the network between them
   --name=NAME          of the JobSet (default: from the workdir's last two parts)
   --bucket=BUCKET      mount gs://BUCKET by Cloud Storage FUSE at /gcs/BUCKET, to read tokens from
   --account=ACCOUNT    Kubernetes service account that may use the bucket (default: default)
@@ -58,7 +59,7 @@ case "$topology" in
   *) die 2 "unknown topology" "--topology=$topology" "give one such as v4:2x2x4, v5e:4x4, v5p:2x2x4, v6e:4x4" ;;
 esac
 shape="${topology#*:}"
-if [[ ! "$shape" =~ ^[0-9]+(x[0-9]+){1,2}$ ]]; then
+if [[ ! "$shape" =~ ^[1-9][0-9]*(x[1-9][0-9]*){1,2}$ ]]; then
   die 2 "unknown topology" "--topology=$topology" "give the chips along each axis, such as 4x4"
 fi
 chips=$((${shape//x/*}))
@@ -168,5 +169,9 @@ if [[ -n "$DRY_RUN" ]]; then
 fi
 if ! command -v kubectl >/dev/null; then
   die 2 "no kubectl here" "kubectl" "install it and fetch the cluster's credentials"
+fi
+# A JobSet that has failed for good is not started by applying it again.
+if [[ "$(kubectl get jobset "$name" -o 'jsonpath={.status.terminalState}' 2>/dev/null)" == Failed ]]; then
+  kubectl delete jobset "$name" >&2
 fi
 jobset "$@" | kubectl apply -f - -o name

@@ -36,7 +36,8 @@ while (($#)); do
   esac
   shift
 done
-require_train "$@" >/dev/null
+workdir="$(require_train "$@")"
+if [[ "$workdir" == gs://* ]]; then extra+=",gcs"; fi
 
 environment=(env)
 if [[ -n "$gpus" ]]; then

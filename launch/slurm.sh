@@ -7,14 +7,15 @@ usage() {
 usage: launch/slurm.sh [--dry-run] [--nodes=N] [--gpus=N] [SBATCH_OPTION ...] -- train --config=NAME --workdir=DIR [...]
 
 Submits a job that runs `audiolm train --distributed` with one process a GPU. Five minutes before its time limit, or when
-Slurm preempts it, the run gets SIGTERM, saves, ends with status 143 and is queued again; so it is after a failure, at
-most 20 times. The repository and WORKDIR must lie where all nodes see them (or WORKDIR in a bucket).
+Slurm preempts it, the run gets SIGTERM, saves, ends with status 143 and is queued again; so it is after a failure, unless
+it was queued again 20 times before. The repository and WORKDIR must lie where all nodes see them (or WORKDIR in a bucket).
 
   --nodes=N       nodes (default: 1)
   --gpus=N        GPUs a node (default: 8)
   --extra=cuda12  for drivers older than 580 (default: cuda, which is CUDA 13)
   --dry-run       print the job script
-  SBATCH_OPTION   anything else that begins with --, such as --partition=gpu --account=lab --time=24:00:00
+  SBATCH_OPTION   anything else that begins with --, such as --partition=gpu --account=lab --time=24:00:00;
+                  --cpus-per-task=16 gives each process cores to read its input with
 
 With AUDIOLM_INSTALLED=1 in the environment .venv is taken as it is.
 
@@ -44,6 +45,7 @@ while (($#)); do
   shift
 done
 workdir="$(require_train "$@")"
+if [[ "$workdir" == gs://* ]]; then extra+=",gcs"; fi
 for number in "$nodes" "$gpus"; do
   if [[ ! "$number" =~ ^[1-9][0-9]*$ ]]; then die 2 "not a number" "$number" "give --nodes and --gpus of 1 or more"; fi
 done
@@ -59,13 +61,22 @@ job_script() {
 #SBATCH --open-mode=append
 #SBATCH --signal=TERM@300
 END
-  for option in ${options[@]+"${options[@]}"}; do printf '#SBATCH %s\n' "$option"; done
-  printf '\nstatus=0\nsrun --kill-on-bad-exit=0 '
+  for option in ${options[@]+"${options[@]}"}; do
+    if [[ "$option" == *=*[[:space:]]* ]]; then option="${option%%=*}=\"${option#*=}\""; fi
+    printf '#SBATCH %s\n' "$option"
+  done
+  cat <<'END'
+
+# srun does not take the cores a task from the job by itself.
+if [[ -n "${SLURM_CPUS_PER_TASK:-}" ]]; then export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"; fi
+status=0
+END
+  printf 'srun --kill-on-bad-exit=0 '
   printf '%q ' "$VENV/bin/audiolm" "$1" --distributed "${@:2}"
   cat <<'END'
 || status=$?
 # 143: saved on a preemption notice. Above 128: a process or its node is gone, and the others with it. 1: a failure.
-if ((status == 1 || status > 128)) && ((status != 130)) && ((${SLURM_RESTART_COUNT:-0} < 20)); then
+if ((status == 143 || ((status == 1 || status > 128) && status != 130 && ${SLURM_RESTART_COUNT:-0} < 20))); then
   echo "audiolm: status $status; queued again" >&2
   scontrol requeue "$SLURM_JOB_ID"
 fi

@@ -9,14 +9,16 @@ usage: launch/tpu_pod.sh --zone=ZONE --type=TYPE [OPTION ...] -- train --config=
 Runs on your own machine (with gcloud) and stays until training is finished: makes a queued resource, waits for it, copies
 the repository to all workers, installs it with the extras tpu and gcs, and runs `audiolm train --distributed` on all of
 them. Status 143 (a preemption notice, after which the run is saved) and lost workers start it again; a slice that was
-taken away is deleted and asked for anew. At the end the slice is deleted.
+taken away is deleted and asked for anew. At the end the slice is deleted. SIGTERM or Ctrl-C to this script stops the
+run on the workers, waits until it has saved, and deletes the slice. Workers get the tracked files as they are.
 
   --zone=ZONE        such as us-central2-b
   --type=TYPE        accelerator type, such as v4-32 (16 chips) or v5litepod-16
   --name=NAME        of the queued resource and its node (default: from the workdir's last two parts)
   --runtime=VERSION  of the TPU VM (default: by the type)
   --bucket=BUCKET    mount gs://BUCKET with gcsfuse at /gcs/BUCKET on every worker, to read tokens from
-  --slices=N         slices of that type, joined by the data-centre network (default: 1)
+  --slices=N         slices of that type, joined by the data-centre network (default: 1); give the training
+                     --config.mesh.data=N, so that only gradients cross it
   --spot             the cheaper kind that may be taken away
   --detach           go to the background; print the process and its log file
   --keep             do not delete the slice at the end
@@ -70,6 +72,9 @@ if [[ -z "$runtime" ]]; then
     v6e-*) runtime=v2-alpha-tpuv6e ;;
     *) die 2 "unknown accelerator type" "--type=$type" "give v4-…, v5litepod-…, v5p-…, v6e-…, or --runtime=VERSION" ;;
   esac
+fi
+if [[ -z "$DRY_RUN" ]] && ! command -v gcloud >/dev/null; then
+  die 2 "no gcloud here" "gcloud" "install the Google Cloud CLI and log in"
 fi
 if [[ -n "$detach" ]]; then
   again=()
@@ -130,43 +135,55 @@ acquire() {
   done
 }
 
-on_all_workers() { # on_all_workers COMMAND: on every worker of every slice; the worst status
-  local node pids=() status=0 pid
+# on_all_workers COMMAND: on every worker of every slice. Of several statuses, 2 (a mistake) counts before 143 (saved,
+# whatever became of the others), and that before any other failure.
+on_all_workers() {
+  local node pids=() status=0 pid one
   for node in "${nodes[@]}"; do
     run gcloud compute tpus tpu-vm ssh "$node" "--zone=$zone" --worker=all "--command=$1" &
     pids+=("$!")
     if [[ -n "$DRY_RUN" ]]; then wait "$!"; fi
   done
   for pid in "${pids[@]}"; do
-    if [[ -z "$DRY_RUN" ]]; then wait "$pid" || status=$?; fi
+    if [[ -n "$DRY_RUN" ]]; then break; fi
+    one=0
+    wait "$pid" || one=$?
+    if ((one != 0 && status != 2 && (one == 2 || status != 143))); then status="$one"; fi
   done
   return "$status"
 }
 
-install() {
-  local archive node mount=""
-  archive="$(mktemp -d)/audiolm_jax.tar.gz"
-  git -C "$ROOT" archive --format=tar.gz --output="$archive" HEAD
-  for node in "${nodes[@]}"; do
-    run gcloud compute tpus tpu-vm scp "$archive" "$node:audiolm_jax.tar.gz" "--zone=$zone" --worker=all
-  done
-  rm -r -- "$(dirname -- "$archive")"
-  if [[ -n "$bucket" ]]; then
-    mount="sudo mkdir -p /gcs/$bucket && { mountpoint -q /gcs/$bucket ||"
-    mount+=" sudo gcsfuse --implicit-dirs -o allow_other,ro $bucket /gcs/$bucket; } && "
-  fi
-  on_all_workers "${mount}mkdir -p audiolm_jax && tar -xzf audiolm_jax.tar.gz -C audiolm_jax && cd audiolm_jax && \
-bash -c 'source launch/environment.sh && ensure_environment tpu,gcs'"
+# Ends what trains on the workers and waits until it has saved: a run whose connection was lost would hold the TPU.
+leave() {
+  local training='[.]venv/bin/audiolm train --distributed' # The brackets keep it from matching this command itself.
+  on_all_workers "pkill -TERM -f '$training'; for second in \$(seq 600); do pgrep -f '$training' >/dev/null || exit 0; \
+sleep 1; done; pkill -KILL -f '$training'; true"
 }
 
-# One attempt, from whatever there is of the slice to the end of the command.
+install() {
+  local folder commit node
+  folder="$(mktemp -d)"
+  # Changes that are not committed go along.
+  commit="$(git -C "$ROOT" stash create)" || return
+  git -C "$ROOT" archive --format=tar.gz --output="$folder/audiolm_jax.tar.gz" "${commit:-HEAD}" || return
+  for node in "${nodes[@]}"; do
+    run gcloud compute tpus tpu-vm scp "$folder/audiolm_jax.tar.gz" "$node:audiolm_jax.tar.gz" "--zone=$zone" \
+      --worker=all || return
+  done
+  rm -r -- "$folder"
+  on_all_workers "mkdir -p audiolm_jax && tar -xzf audiolm_jax.tar.gz -C audiolm_jax && \
+bash audiolm_jax/launch/tpu_worker.sh $bucket"
+}
+
+# One attempt, from whatever there is of the slice to the end of the command. Runs where a failure does not end the
+# script, so every step says what becomes of it.
 attempt() {
   local command
   acquire
-  install || return 1
+  leave || return
+  install || return
   printf -v command '%q ' .venv/bin/audiolm "$1" --distributed "${@:2}"
-  # A process that was left behind by a lost connection would hold the TPU.
-  on_all_workers "cd audiolm_jax && { pkill -TERM -f '[a]udiolm train' && sleep 60; true; } && $command"
+  on_all_workers "cd audiolm_jax && exec $command"
 }
 
 if [[ -n "$DRY_RUN" ]]; then
@@ -174,10 +191,9 @@ if [[ -n "$DRY_RUN" ]]; then
   delete
   exit 0
 fi
-if ! command -v gcloud >/dev/null; then
-  die 2 "no gcloud here" "gcloud" "install the Google Cloud CLI and log in"
-fi
 status=0
 supervise attempt "$@" || status=$?
+# A signal has ended the connections; the workers go on until they are told.
+if ((status == 143 || status == 130)); then leave || say "tpu_pod: not all workers could be told to stop"; fi
 if [[ -z "$keep" ]]; then delete || true; fi
 exit "$status"

@@ -7,6 +7,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 from jax.experimental import pallas as pl
@@ -18,7 +19,6 @@ from audiolm_jax import compile as aot
 from audiolm_jax import hlo
 from audiolm_jax.errors import UserError
 from audiolm_jax.training import sharding
-from audiolm_jax.training.step import model_flops
 from tests import tiny
 
 SIZES = {
@@ -145,4 +145,9 @@ def test_several_slices_are_crossed_by_the_data_axis():
     assert report["num_devices"] == 4 and twice["num_devices"] == 8
     assert twice["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1}
     assert twice["flops_per_device"] == pytest.approx(report["flops_per_device"], rel=0.05)
-    np.testing.assert_allclose(twice["model_flops"], model_flops(config))
+    np.testing.assert_allclose(twice["model_flops"], 2 * report["model_flops"])
+    mesh = sharding.make_mesh(
+        ml_collections.ConfigDict({"data": 2, "fsdp": -1, "tensor": 1}), aot.slice_devices("v5e:2x2", 2)
+    )
+    slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+    np.testing.assert_array_equal(slices, np.broadcast_to([[[0]], [[1]]], slices.shape))

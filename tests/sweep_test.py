@@ -67,7 +67,8 @@ def test_shipped_grids_fit_the_paper_s_configs(path, monkeypatch):
         ("text", "not a grid"),
         ({"seed": 3}, "values of seed are not a list"),
         ({"seed": []}, "values of seed are not a list"),
-        ([{"seed": [1]}, {"seed": [2, 1]}], "the same run twice: seed=1"),
+        ([{"seed": [1]}, {"seed": [2, 1]}], "two runs would share the folder seed=1"),
+        ({"data_dir": ["/a/tokens", "/b/tokens"]}, "two runs would share the folder data_dir=tokens"),
     ],
 )
 def test_bad_grids(tmp_path, grid, message):
@@ -111,6 +112,28 @@ def test_dry_run_prints_one_command_a_run(tmp_path, capsys, backend, script):
     assert f"launch/{script}" in first and " --zone=z --spot -- train --config=semantic_tiny " in first
     assert "--workdir=gs://b/w/seed=1 " in first and first.endswith("--config.seed=1")
     assert "--workdir=gs://b/w/seed=2 " in second
+
+
+@pytest.mark.parametrize(("backend", "options"), [("slurm", "--partition='gpu"), ("local", "--partition=gpu")])
+def test_bad_options_of_a_launcher(tmp_path, capsys, backend, options):
+    grid = write_grid(tmp_path, {"seed": [1]})
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*arguments(backend, grid, tmp_path / "w", "t"), f"--launcher={options}"])
+    assert stopped.value.code == 2
+    assert f"--launcher={options}" in capsys.readouterr().err
+
+
+def test_a_signal_ends_a_run_that_does_not_listen_yet(tmp_path):
+    training = f"import pathlib, time; pathlib.Path({str(tmp_path / 'started')!r}).touch(); time.sleep(100)"
+    code = (
+        f"import sys; from audiolm_jax import sweep; sys.exit(sweep._train_here([sys.executable, '-c', {training!r}]))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    while not (tmp_path / "started").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
 
 
 def test_each_run_is_submitted_once(tmp_path, monkeypatch):

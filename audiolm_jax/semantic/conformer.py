@@ -115,7 +115,7 @@ class RelativeAttention(nn.Module):
         num_frames = x_BTD.shape[1]
         size = config.block_positions or num_frames
         block = jax.checkpoint(attend) if config.block_positions else attend
-        mixed = []
+        mixed: list[jax.Array] = []
         for start in range(0, num_frames, size):
             stop = min(start + size, num_frames)
             # Distances of these queries to all keys: stop − 1 … start − T + 1.

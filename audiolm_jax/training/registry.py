@@ -18,6 +18,8 @@ def build_objective(config: ml_collections.ConfigDict) -> Objective:
     Raises:
       UserError: an unknown objective, or fields that contradict each other.
     """
+    if (block := config.model.get("block_positions", 0)) < 0:
+        raise UserError("must be 0 or more", f"config.model.block_positions={block}", "take 0 for no blocks")
     optimizer = make_optimizer(config.optimizer, config.num_train_steps)
     match config.objective:
         case "soundstream":

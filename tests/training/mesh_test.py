@@ -28,6 +28,7 @@ def test_eight_devices_equal_one(optimizer):
     for name, result in results.items():
         np.testing.assert_allclose(result["losses"], single["losses"], rtol=1e-5, err_msg=name)
         assert result["relative_distance"] < 1e-4, name
+        assert result["model_flops"] == single["model_flops"], name
     # Nothing large is left whole on every device.
     assert results["data"]["held"] == 1.0
     for name in ("fsdp", "tensor", "combined"):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from audiolm_jax.training import sharding
-from audiolm_jax.training.step import build_program
+from audiolm_jax.training.step import build_program, model_flops
 from tests import tiny
 from tests.training.step_test import batch_of
 
@@ -52,7 +52,7 @@ def language_model_config_of(optimizer: str):
 
 
 def train(config, make_batch, shape, num_steps):
-    """(losses, weights, fraction of the weights' bytes that one device holds) after some steps."""
+    """(losses, weights, fraction of the weights' bytes that one device holds, model FLOPs) of some steps."""
     mesh = sharding.make_mesh(config.mesh, jax.devices()[: int(np.prod(shape))])
     with sharding.active(mesh):
         program = build_program(config, mesh)
@@ -64,7 +64,7 @@ def train(config, make_batch, shape, num_steps):
         weights = program.objective.weights(state)
         leaves = jax.tree.leaves(weights)
         held = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves) / sum(leaf.nbytes for leaf in leaves)
-        return losses, jax.device_get({**weights, "ema": state.get("ema", {})}), held
+        return losses, jax.device_get({**weights, "ema": state.get("ema", {})}), held, model_flops(config)
 
 
 def main(what: str):
@@ -77,11 +77,13 @@ def main(what: str):
         shape = MESHES[name]
         config = tokenizer_config(what) if of_tokenizer else language_model_config_of(what)
         config.mesh.update(dict(zip(sharding.MESH_AXES, shape, strict=True)))
-        losses, weights, held = train(config, make_batch, shape, STEPS.get(what, 20))
+        losses, weights, held, flops = train(config, make_batch, shape, STEPS.get(what, 20))
         reference = reference or weights
         distance = np.sqrt(sum(np.sum((a - b) ** 2.0) for a, b in zip(*map(jax.tree.leaves, (weights, reference)))))
         norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(reference)))
-        results[name] = {"losses": losses, "relative_distance": float(distance / norm), "held": held}
+        results[name] = {
+            "losses": losses, "relative_distance": float(distance / norm), "held": held, "model_flops": flops,
+        }  # fmt: skip
     print(json.dumps(results))
 
 
