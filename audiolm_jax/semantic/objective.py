@@ -45,7 +45,7 @@ def w2v_bert_objective(config: ml_collections.ConfigDict, optimizer: optax.Gradi
         distractors_BTX = masking.sample_distractors(distractor_key, spans_BT, config.loss.num_distractors)
         totals = contrastive_totals(predictions, spans_BT, distractors_BTX, config.loss.contrastive_temperature)
         totals.update(masked_totals(predictions, spans_BT))
-        totals["code_usage"] = (jnp.sum(predictions.usage_BTK, axis=(0, 1), where=mask_BT[..., None]), jnp.sum(mask_BT))
+        totals["code_usage"] = (predictions.usage_K, jnp.sum(mask_BT))
         return totals
 
     def loss_terms(totals: Totals) -> Metrics:

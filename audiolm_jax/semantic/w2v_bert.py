@@ -59,7 +59,7 @@ class Predictions:
       quantized_BTG: code vector of each frame.
       selected_BT: code that `quantized_BTG` took (sampled while training).
       targets_BT: the most likely code, which the masked-prediction module must name.
-      usage_BTK: probabilities of the codes.
+      usage_K: probabilities of the codes, summed over the frames that exist.
       logits_BTK: the masked-prediction module's.
     """
 
@@ -67,7 +67,7 @@ class Predictions:
     quantized_BTG: jax.Array
     selected_BT: jax.Array
     targets_BT: jax.Array
-    usage_BTK: jax.Array
+    usage_K: jax.Array
     logits_BTK: jax.Array
 
 
@@ -162,8 +162,9 @@ class W2vBert(nn.Module):
         """
         # Features of all frames and scores of all codes are the widest arrays of all, and needed first and last.
         front = W2vBert._front if self.config.remat == "none" else nn.remat(W2vBert._front, static_argnums=(5,))
-        x_BTD, codes = front(self, mel_BTM, mask_BT, spans_BT, temperature, deterministic)
-        quantized_BTG, selected_BT, targets_BT, usage_BTK = codes
+        x_BTD, quantized_BTG, selected_BT, targets_BT, usage_K = front(
+            self, mel_BTM, mask_BT, spans_BT, temperature, deterministic
+        )
         context_BTD = self.contrastive(x_BTD, mask_BT, deterministic)
         predicted_BTD = self.masked(context_BTD, mask_BT, deterministic)
         return Predictions(
@@ -171,19 +172,20 @@ class W2vBert(nn.Module):
             quantized_BTG=quantized_BTG,
             selected_BT=selected_BT,
             targets_BT=targets_BT,
-            usage_BTK=usage_BTK,
+            usage_K=usage_K,
             logits_BTK=self.head(predicted_BTD).astype(jnp.float32),
         )
 
     def _front(self, mel_BTM, mask_BT, spans_BT, temperature, deterministic):
-        """Input of the first block [B, T, D], masked, and what the quantizer makes of the frames, unmasked."""
+        """Input of the first block [B, T, D], masked, and what the quantizer makes of the unmasked frames."""
         features_BTE = self.subsampling(mel_BTM, mask_BT)
-        codes = self.quantizer(features_BTE, temperature, deterministic)
+        *codes, usage_BTK = self.quantizer(features_BTE, temperature, deterministic)
+        usage_K = jnp.sum(usage_BTK, axis=(0, 1), where=mask_BT[..., None])
         noise_BTE = self.config.noise_scale * jax.random.normal(
             self.make_rng("noise"), features_BTE.shape, features_BTE.dtype
         )
         masked_BTE = jnp.where(spans_BT[..., None], noise_BTE, features_BTE)
-        return self.dropout(self.input_projection(masked_BTE), deterministic=deterministic), codes
+        return self.dropout(self.input_projection(masked_BTE), deterministic=deterministic), *codes, usage_K
 
     def encode(self, mel_BTM: jax.Array, mask_BT: jax.Array) -> jax.Array:
         """Output [B, T, D] of the last block, nothing masked."""

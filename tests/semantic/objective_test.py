@@ -27,7 +27,7 @@ def predictions():
         quantized_BTG=jnp.float32(codebook_KG[codes_BT]),
         selected_BT=jnp.asarray(codes_BT),
         targets_BT=jnp.asarray(generator.integers(4, size=(2, 7))),
-        usage_BTK=jnp.full((2, 7, 4), 0.25),
+        usage_K=jnp.full(4, 3.5),
         logits_BTK=jnp.float32(generator.normal(size=(2, 7, 4))),
     )
 
