@@ -171,7 +171,8 @@ class _Run:
 
     def _loop(self, state: State, done: int, batches, checkpoints, writer, bar, profiler, stop: _StopSignals) -> int:
         config, clock = self.config, self.clock
-        log = StepLog(writer, bar, clock, self._utilization_per_step())
+        with clock.measure("compile"):
+            log = StepLog(writer, bar, clock, self._utilization_per_step())
         take_step = None
         for step in range(done + 1, config.num_train_steps + 1):
             with clock.measure("data"):
