@@ -193,7 +193,7 @@ if [[ -n "$DRY_RUN" ]]; then
 fi
 status=0
 supervise attempt "$@" || status=$?
-# A signal has ended the connections; the workers go on until they are told.
-if ((status == 143 || status == 130)); then leave || say "tpu_pod: not all workers could be told to stop"; fi
+# After a signal or lost connections the workers go on until they are told, and would lose what is not saved.
+if ((status != 0)); then leave || say "tpu_pod: not all workers could be told to stop"; fi
 if [[ -z "$keep" ]]; then delete || true; fi
 exit "$status"
