@@ -39,3 +39,17 @@ class Objective:
     weights: Callable[[State], State]
     warm_start: Callable[[State, Iterable[Batch], jax.Array], State] | None = None
     warm_start_batches: int = 0
+
+
+def sum_over_blocks(function, block_positions: int, *arrays: jax.Array):
+    """Sums a function's values over blocks of positions (the arrays' second axis), elementwise.
+
+    What the function computes of a block on the way, such as logits as wide as the vocabulary, is not kept for the
+    backward pass but computed anew. 0 makes it one block and keeps everything.
+    """
+    if block_positions == 0:
+        return function(*arrays)
+    function = jax.checkpoint(function)
+    starts = range(0, arrays[0].shape[1], block_positions)
+    values = [function(*(array[:, start : start + block_positions] for array in arrays)) for start in starts]
+    return jax.tree.map(lambda *terms: sum(terms[1:], terms[0]), *values)

@@ -9,7 +9,7 @@ import optax
 
 from audiolm_jax.lm.stages import EOS, Stage, make_stage
 from audiolm_jax.lm.transformer import Transformer, TransformerConfig
-from audiolm_jax.objective import Batch, Metrics, Objective, State, Totals
+from audiolm_jax.objective import Batch, Metrics, Objective, State, Totals, sum_over_blocks
 
 
 def stage_from_config(config: ml_collections.ConfigDict) -> Stage:
@@ -114,20 +114,6 @@ def language_model_objective(config: ml_collections.ConfigDict, optimizer: optax
 def microbatches(batch: Batch, count: int) -> Batch:
     """[B, …] -> [count, B / count, …]; each takes every count-th row, so that on a mesh rows stay on their devices."""
     return {name: jnp.swapaxes(array.reshape(-1, count, *array.shape[1:]), 0, 1) for name, array in batch.items()}
-
-
-def sum_over_blocks(function, block_positions: int, *arrays: jax.Array):
-    """Sums a function's values over blocks of positions (the arrays' second axis), elementwise.
-
-    What the function computes of a block on the way, such as logits as wide as the vocabulary, is not kept for the
-    backward pass but computed anew. 0 makes it one block and keeps everything.
-    """
-    if block_positions == 0:
-        return function(*arrays)
-    function = jax.checkpoint(function)
-    starts = range(0, arrays[0].shape[1], block_positions)
-    values = [function(*(array[:, start : start + block_positions] for array in arrays)) for start in starts]
-    return jax.tree.map(lambda *terms: sum(terms[1:], terms[0]), *values)
 
 
 def evaluation_totals(stage: Stage, logits_BTV: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array) -> Totals:

@@ -33,8 +33,9 @@ class ConformerConfig:
       dropout_rate: on the output of every residual branch.
       dtype: computation's type; parameters, LayerNorm statistics and softmax stay float32.
       remat: "none", "minimal" (keep matrix products) or "full" (keep block inputs only).
-      block_positions: for how many frames at a time attention's logits exist, to be computed anew in the backward pass
-        (with remat "full"; the other policies keep copies of every part's inputs); 0: for all, and they are kept.
+      block_positions: for how many frames at a time the logits of attention and of the codes exist, to be computed
+        anew in the backward pass (with remat "full"; the other policies keep copies of every part's inputs); 0: for
+        all, and they are kept.
     """
 
     embed_dim: int

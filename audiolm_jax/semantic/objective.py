@@ -11,7 +11,7 @@ import ml_collections
 import optax
 
 from audiolm_jax.errors import UserError
-from audiolm_jax.objective import Batch, Metrics, Objective, State, Totals
+from audiolm_jax.objective import Batch, Metrics, Objective, State, Totals, sum_over_blocks
 from audiolm_jax.semantic import features, masking
 from audiolm_jax.semantic.conformer import REMAT_POLICIES
 from audiolm_jax.semantic.w2v_bert import Predictions, W2vBert, W2vBertConfig
@@ -44,7 +44,13 @@ def w2v_bert_objective(config: ml_collections.ConfigDict, optimizer: optax.Gradi
         predictions = model.apply(variables, mel_BTM, mask_BT, spans_BT, temperature, deterministic, rngs=keys)
         distractors_BTX = masking.sample_distractors(distractor_key, spans_BT, config.loss.num_distractors)
         totals = contrastive_totals(predictions, spans_BT, distractors_BTX, config.loss.contrastive_temperature)
-        totals.update(masked_totals(predictions, spans_BT))
+
+        def masked(predicted_BTD, targets_BT, spans_BT) -> Totals:
+            logits_BTK = model.apply(variables, predicted_BTD, method="logits")
+            return masked_totals(logits_BTK, targets_BT, spans_BT)
+
+        arrays = predictions.predicted_BTD, predictions.targets_BT, spans_BT
+        totals.update(sum_over_blocks(masked, model_config.block_positions, *arrays))
         totals["code_usage"] = (predictions.usage_K, jnp.sum(mask_BT))
         return totals
 
@@ -142,11 +148,11 @@ def contrastive_totals(
     }
 
 
-def masked_totals(predictions: Predictions, spans_BT: jax.Array) -> Totals:
+def masked_totals(logits_BTK: jax.Array, targets_BT: jax.Array, spans_BT: jax.Array) -> Totals:
     """Cross-entropy and accuracy of naming the masked frames' codes, and how often each code was the target."""
-    losses_BT = optax.softmax_cross_entropy_with_integer_labels(predictions.logits_BTK, predictions.targets_BT)
-    right_BT = jnp.argmax(predictions.logits_BTK, axis=-1) == predictions.targets_BT
-    one_hot_BTK = jax.nn.one_hot(predictions.targets_BT, predictions.logits_BTK.shape[-1])
+    losses_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTK, targets_BT)
+    right_BT = jnp.argmax(logits_BTK, axis=-1) == targets_BT
+    one_hot_BTK = jax.nn.one_hot(targets_BT, logits_BTK.shape[-1])
     count = jnp.sum(spans_BT)
     return {
         "masked": (jnp.sum(losses_BT, where=spans_BT), count),

@@ -60,7 +60,7 @@ class Predictions:
       selected_BT: code that `quantized_BTG` took (sampled while training).
       targets_BT: the most likely code, which the masked-prediction module must name.
       usage_K: probabilities of the codes, summed over the frames that exist.
-      logits_BTK: the masked-prediction module's.
+      predicted_BTD: outputs of the masked-prediction module, of which `W2vBert.logits` makes scores of the codes.
     """
 
     context_BTG: jax.Array
@@ -68,7 +68,7 @@ class Predictions:
     selected_BT: jax.Array
     targets_BT: jax.Array
     usage_K: jax.Array
-    logits_BTK: jax.Array
+    predicted_BTD: jax.Array
 
 
 class Subsampling(nn.Module):
@@ -167,14 +167,20 @@ class W2vBert(nn.Module):
         )
         context_BTD = self.contrastive(x_BTD, mask_BT, deterministic)
         predicted_BTD = self.masked(context_BTD, mask_BT, deterministic)
+        if self.is_initializing():
+            self.logits(predicted_BTD)
         return Predictions(
             context_BTG=self.context_projection(context_BTD).astype(jnp.float32),
             quantized_BTG=quantized_BTG,
             selected_BT=selected_BT,
             targets_BT=targets_BT,
             usage_K=usage_K,
-            logits_BTK=self.head(predicted_BTD).astype(jnp.float32),
+            predicted_BTD=predicted_BTD,
         )
+
+    def logits(self, predicted_BTD: jax.Array) -> jax.Array:
+        """Scores of the codes, float32 [B, T, K], from the last block's output."""
+        return self.head(predicted_BTD).astype(jnp.float32)
 
     def _front(self, mel_BTM, mask_BT, spans_BT, temperature, deterministic):
         """Input of the first block [B, T, D], masked, and what the quantizer makes of the unmasked frames."""

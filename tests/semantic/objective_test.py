@@ -28,7 +28,7 @@ def predictions():
         selected_BT=jnp.asarray(codes_BT),
         targets_BT=jnp.asarray(generator.integers(4, size=(2, 7))),
         usage_K=jnp.full(4, 3.5),
-        logits_BTK=jnp.float32(generator.normal(size=(2, 7, 4))),
+        predicted_BTD=jnp.float32(generator.normal(size=(2, 7, 3))),
     )
 
 
@@ -73,8 +73,9 @@ def test_a_collapsed_codebook_counts_for_nothing_in_the_contrastive_loss(predict
 
 def test_masked_loss_is_cross_entropy_at_masked_frames(predictions):
     spans_BT = np.array([[1, 1, 0, 1, 0, 1, 1], [0, 1, 1, 0, 0, 0, 0]], bool)
-    totals = masked_totals(predictions, jnp.asarray(spans_BT))
-    logits_MK, targets_M = np.asarray(predictions.logits_BTK)[spans_BT], np.asarray(predictions.targets_BT)[spans_BT]
+    logits_BTK = np.random.default_rng(2).normal(size=(2, 7, 4)).astype(np.float32)
+    totals = masked_totals(jnp.asarray(logits_BTK), predictions.targets_BT, jnp.asarray(spans_BT))
+    logits_MK, targets_M = logits_BTK[spans_BT], np.asarray(predictions.targets_BT)[spans_BT]
     losses_M = np.log(np.exp(logits_MK).sum(1)) - logits_MK[np.arange(7), targets_M]
     np.testing.assert_allclose(totals["masked"][0], losses_M.sum(), rtol=1e-5)
     assert totals["masked_accuracy"] == ((logits_MK.argmax(1) == targets_M).sum(), 7)
@@ -108,6 +109,19 @@ def test_training_lowers_the_loss_on_held_out_masks(objective, state, batch, com
     assert int(state["step"]) == 40
     assert all_finite(metrics)
     assert held_out(state) < before - 0.5
+
+
+def test_blocks_and_recomputing_change_no_gradient(config, state, batch):
+    def updates(block_positions, remat):
+        changed = config.copy_and_resolve_references()
+        changed.model.update(block_positions=block_positions, remat=remat)
+        after, metrics = jax.jit(w2v_bert_objective(changed, optax.sgd(1.0)).step)(state, batch, jax.random.key(3))
+        return jax.tree.map(jnp.subtract, after["params"], state["params"]), metrics
+
+    state = {**state, "opt_state": optax.sgd(1.0).init(state["params"])}
+    whole, blocked = updates(0, "none"), updates(16, "full")
+    assert optax.tree.norm(whole[0]) > 0.1
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), whole, blocked)
 
 
 def test_metrics_are_consistent(state, batch, compiled, config):
