@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from audiolm_jax.codec import quantizer
-from audiolm_jax.codec.soundstream import Decoder, Encoder, SoundStreamConfig
+from audiolm_jax.codec.soundstream import STREAM, Decoder, Encoder, SoundStreamConfig
 from audiolm_jax.errors import UserError
 
 
@@ -91,11 +92,38 @@ class Codec:
         Raises:
           UserError: not integers [B, T, Q], too many levels or a code out of range.
         """
+        codes_BTQ = self._checked_codes(codes_BTQ)
+        num_frames = codes_BTQ.shape[1]
+        padded_BTQ = _pad_axis(codes_BTQ, _bucket(num_frames))
+        return _decode(self.config, self.weights, padded_BTQ)[:, : num_frames * self.hop_length]
+
+    def decode_chunk(self, codes_BTQ, state: Any = None) -> tuple[jax.Array, Any]:
+        """The waveform of the next frames of a stream: chunk by chunk what `decode` makes of all of them.
+
+        Every number of frames is a program of its own: take chunks of one size.
+
+        Args:
+          codes_BTQ: the next frames.
+          state: as the call before returned it; None begins a stream.
+
+        Returns:
+          float32 [B, T · hop], and the state for the next call.
+
+        Raises:
+          UserError: as `decode`.
+        """
+        codes_BTQ = self._checked_codes(codes_BTQ)
+        if state is None:
+            shapes = jax.eval_shape(functools.partial(_decode_chunk, self.config), self.weights, codes_BTQ, {})[1]
+            state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return _decode_chunk(self.config, self.weights, codes_BTQ, state)
+
+    def _checked_codes(self, codes_BTQ) -> np.ndarray:
         codes_BTQ = np.asarray(codes_BTQ)
         if codes_BTQ.ndim != 3 or not np.issubdtype(codes_BTQ.dtype, np.integer):
             found = f"{codes_BTQ.dtype}{list(codes_BTQ.shape)}"
             raise UserError("codes are not integers [batch, frames, levels]", found, "give what encode returns")
-        _, num_frames, num_levels = codes_BTQ.shape
+        num_levels = codes_BTQ.shape[2]
         if not 1 <= num_levels <= self.num_quantizers:
             raise UserError(
                 f"codes of {num_levels} levels", "codes", f"this codec decodes 1 … {self.num_quantizers} levels"
@@ -106,8 +134,7 @@ class Codec:
                 "codes",
                 f"this codec's are 0 … {self.codebook_size - 1}: decode with the codec that encoded",
             )
-        padded_BTQ = _pad_axis(codes_BTQ.astype(np.int32), _bucket(num_frames))
-        return _decode(self.config, self.weights, padded_BTQ)[:, : num_frames * self.hop_length]
+        return codes_BTQ.astype(np.int32)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
@@ -120,6 +147,14 @@ def _encode(config: SoundStreamConfig, weights: Any, wave_BW: jax.Array, num_lev
 def _decode(config: SoundStreamConfig, weights: Any, codes_BTQ: jax.Array) -> jax.Array:
     x_BTD = quantizer.decode(weights["codebooks"], codes_BTQ)
     return Decoder(config).apply({"params": weights["generator"]["decoder"]}, x_BTD)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode_chunk(config: SoundStreamConfig, weights: Any, codes_BTQ: jax.Array, state: Any) -> tuple[jax.Array, Any]:
+    x_BTD = quantizer.decode(weights["codebooks"], codes_BTQ)
+    variables = {"params": weights["generator"]["decoder"], STREAM: state}
+    wave_BW, variables = Decoder(config).apply(variables, x_BTD, mutable=[STREAM])
+    return wave_BW, variables[STREAM]
 
 
 def _checked_waveform(wave_BW) -> np.ndarray:

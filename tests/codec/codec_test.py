@@ -59,6 +59,16 @@ def test_equals_the_networks_without_padding(codec):
     np.testing.assert_allclose(codec.decode(codes_BTQ), expected_BW, atol=1e-5)
 
 
+@pytest.mark.parametrize("chunk", [1, 3, 17])
+def test_chunks_decode_as_the_whole(codec, chunk):
+    codes_BTQ = np.random.default_rng(1).integers(16, size=(2, 40, 3))
+    state, pieces = None, []
+    for start in range(0, 40, chunk):
+        wave_BW, state = codec.decode_chunk(codes_BTQ[:, start : start + chunk], state)
+        pieces.append(wave_BW)
+    np.testing.assert_allclose(np.concatenate(pieces, axis=1), codec.decode(codes_BTQ), atol=1e-5)
+
+
 def test_a_row_of_a_ragged_batch_is_that_recording_alone(codec):
     wave_BW, lengths_B = waves(3, 333), np.array([333, 104, 7])
     codes_BTQ = codec.encode(wave_BW, lengths_B)
