@@ -66,14 +66,14 @@ def causal_conv(
     Returns:
       [B, T / stride, O].
     """
-    padding = [(past_length(kernel_kIO.shape[0], stride, dilation), 0)]
+    zeros = past_length(kernel_kIO.shape[0], stride, dilation)
     if past_BPC is not None:
-        x_BTC, padding = jnp.concatenate([past_BPC, x_BTC], axis=1), "VALID"
+        x_BTC, zeros = jnp.concatenate([past_BPC, x_BTC], axis=1), 0
     return jax.lax.conv_general_dilated(
         x_BTC,
         kernel_kIO,
         window_strides=(stride,),
-        padding=padding,
+        padding=[(zeros, 0)],
         rhs_dilation=(dilation,),
         dimension_numbers=("NWC", "WIO", "NWC"),
     )
