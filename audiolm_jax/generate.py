@@ -1,38 +1,29 @@
 """Prompt → semantic → coarse → fine → waveform: AudioLM's generation (arXiv 2209.03143 §3.4).
 
 Rows are processed together and may differ in length; each draws from its own key, made of the seed,
-its prompt's samples and its number, so a row does not depend on its company. What is longer than a
-stage's training crop is generated in windows that carry the end of the one before.
+its prompt's samples and its number, so a row does not depend on its company.
 
 Shape suffixes: B rows (prompt-major), W samples, T frames, Q quantizer levels.
 """
 
 import dataclasses
 import math
-import time
 import zlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from audiolm_jax.codec.codec import Codec
 from audiolm_jax.errors import UserError
-from audiolm_jax.lm.decode import bucket, decode_stage
+from audiolm_jax.lm.decode import LanguageModel, round_up
 from audiolm_jax.lm.objective import next_token_losses
 from audiolm_jax.lm.sampling import Sampling
-from audiolm_jax.lm.stages import Stage
-from audiolm_jax.lm.transformer import TransformerConfig
 from audiolm_jax.semantic.tokenizer import SemanticTokenizer
+from audiolm_jax.windows import Block, Clock, Row, Windows
 
 MODES = ("continuation", "acoustic", "unconditional")
-# Of a window's crop, how much is the end of the window before (SPEC: coarse 3 of 10 s, semantic 15 of 30 s).
-CARRIED = {"semantic": 0.5, "coarse": 0.3}
 DEFAULT_SECONDS = 10.0
-# An ended utterance may sound this much longer than its semantic tokens last on average.
-END_SLACK = 1.25
 
 
 def check_request(mode: str, has_prompt: bool, seconds: float | None, num_samples: int):
@@ -49,15 +40,6 @@ def check_request(mode: str, has_prompt: bool, seconds: float | None, num_sample
         raise UserError("seconds out of range", seconds, "give more than 0")
     if num_samples < 1:
         raise UserError("num_samples must be 1 or more", num_samples, "change it")
-
-
-@dataclasses.dataclass(frozen=True)
-class LanguageModel:
-    """One stage: its task, architecture and parameters."""
-
-    stage: Stage
-    config: TransformerConfig
-    params: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,52 +64,6 @@ class Generation:
     acoustic_BTQ: np.ndarray
     ended_B: np.ndarray
     tokens_per_second: dict[str, float]
-
-
-@dataclasses.dataclass
-class _Row:
-    """One waveform in the making.
-
-    Attributes:
-      key: the row's own PRNG key.
-      semantic: frame-level semantic tokens so far.
-      acoustic: codes so far [T, Q]; the coarse stage fills in the first levels, the fine stage the rest.
-      prompt_frames: acoustic frames that come from the prompt.
-      total_frames: acoustic frames wanted.
-      total_samples: samples wanted; the last frame may be cut.
-      may_end: whether an end token may be sampled.
-      ended: whether the semantic stage sampled one: only then may the coarse stage.
-    """
-
-    key: jax.Array
-    semantic: np.ndarray
-    acoustic: np.ndarray
-    prompt_frames: int
-    total_frames: int
-    total_samples: int
-    may_end: bool
-    ended: bool = False
-
-    def samples(self, hop_length: int) -> int:
-        return min(self.total_samples, len(self.acoustic) * hop_length)
-
-
-class _Clock:
-    """Tokens a second of each stage."""
-
-    def __init__(self):
-        self._spent: dict[str, list[float]] = {}
-
-    def measure(self, name: str, function: Callable[[], Sequence[np.ndarray]]) -> Sequence[np.ndarray]:
-        start = time.monotonic()
-        rows = function()
-        spent = self._spent.setdefault(name, [0.0, 0.0])
-        spent[0] += sum(row.size for row in rows)
-        spent[1] += time.monotonic() - start
-        return rows
-
-    def rates(self) -> dict[str, float]:
-        return {name: tokens / max(seconds, 1e-9) for name, (tokens, seconds) in self._spent.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,31 +110,67 @@ class AudioLM:
         Raises:
           UserError: arguments that contradict each other or a prompt that is too short.
         """
+        windows = self._windows(prompt_BW, mode, seconds, num_samples, seed, lengths_B, sampling, ignore_end)
+        wave_BW = np.concatenate([block.wave_BW for block in windows.blocks()], axis=1)
+        lengths_B = np.array([row.samples(self.codec.hop_length) for row in windows.rows])
+        return Generation(
+            wave_BW=wave_BW,
+            lengths_B=lengths_B,
+            sample_rate=self.codec.sample_rate,
+            semantic_BT=_stack([row.semantic for row in windows.rows]),
+            acoustic_BTQ=_stack([row.acoustic for row in windows.rows]),
+            ended_B=lengths_B < np.array([row.total_samples for row in windows.rows]),
+            tokens_per_second=windows.clock.rates(),
+        )
+
+    def stream(
+        self,
+        prompt_BW: np.ndarray | None = None,
+        mode: str = "continuation",
+        seconds: float | None = None,
+        num_samples: int = 1,
+        seed: int = 0,
+        lengths_B: np.ndarray | None = None,
+        sampling: dict[str, Sampling] | None = None,
+        ignore_end: bool = False,
+    ) -> Iterator[Block]:
+        """The waveforms of `generate` with the same arguments, in blocks of a second as they get ready.
+
+        The prompt, where the mode keeps it, comes at once; then each coarse window as soon as its fine levels are
+        sampled, while the rest of the audio does not exist yet.
+
+        Raises:
+          UserError: as `generate`, and before the first block.
+        """
+        return self._windows(prompt_BW, mode, seconds, num_samples, seed, lengths_B, sampling, ignore_end).blocks()
+
+    def _windows(self, prompt_BW, mode, seconds, num_samples, seed, lengths_B, sampling, ignore_end) -> Windows:
         check_request(mode, prompt_BW is not None, seconds, num_samples)
         seconds = DEFAULT_SECONDS if seconds is None else seconds
-        clock = _Clock()
-        rows = self._start(prompt_BW, lengths_B, mode, seconds, num_samples, seed, not ignore_end)
-        settings = {name: Sampling(lm.stage.temperature) for name, lm in self.stages.items()} | (sampling or {})
-        if mode != "acoustic":
-            self._continue_semantic(rows, settings["semantic"], clock)
-        self._continue_coarse(rows, settings["coarse"], clock)
-        if "fine" in self.stages:
-            self._fill_fine(rows, settings["fine"], clock)
-        return self._finish(rows, clock)
+        return Windows(
+            codec=self.codec,
+            stages=self.stages,
+            frames_per_token=self._frames_per_token,
+            mean_run_length=self.mean_run_length if self.stages["semantic"].stage.target.deduplicate else 1.0,
+            rows=self._start(prompt_BW, lengths_B, mode, seconds, num_samples, seed, not ignore_end),
+            sampling={name: Sampling(lm.stage.temperature) for name, lm in self.stages.items()} | (sampling or {}),
+            samples_semantic=mode != "acoustic",
+            clock=Clock(),
+        )
 
     @property
     def _frames_per_token(self) -> int:
         """Acoustic frames in the time of one semantic frame."""
         return round(self.codec.frame_rate / self.tokenizer.frame_rate)
 
-    def _start(self, prompt_BW, lengths_B, mode, seconds, num_samples, seed, may_end) -> list[_Row]:
+    def _start(self, prompt_BW, lengths_B, mode, seconds, num_samples, seed, may_end) -> list[Row]:
         rate, hop, levels = self.codec.sample_rate, self.codec.hop_length, self.codec.num_quantizers
         base = jax.random.key(seed)
         if mode == "unconditional":
             total = round(seconds * rate)
             empty = np.zeros(0, np.int32), np.zeros((0, levels), np.int32)
             keys = [jax.random.fold_in(base, k) for k in range(num_samples)]
-            return [_Row(key, *empty, 0, math.ceil(total / hop), total, may_end) for key in keys]
+            return [Row(key, *empty, 0, math.ceil(total / hop), total, may_end) for key in keys]
         wave_BW = np.asarray(prompt_BW)
         if wave_BW.ndim != 2:
             raise UserError("prompt must be [B, W]", f"shape {wave_BW.shape}", "add a batch axis")
@@ -224,125 +196,9 @@ class AudioLM:
                 total, ends = int(length) + round(seconds * rate), may_end
             for k in range(num_samples):
                 key = jax.random.fold_in(prompt_key, k)
-                row = _Row(key, semantic_T[:tokens], acoustic_TQ[:frames], frames, math.ceil(total / hop), total, ends)
+                row = Row(key, semantic_T[:tokens], acoustic_TQ[:frames], frames, math.ceil(total / hop), total, ends)
                 rows.append(row)
         return rows
-
-    def _continue_semantic(self, rows: list[_Row], sampling: Sampling, clock: _Clock):
-        """Stage 1: continues each row's semantic tokens until they last as long as the row."""
-        lm = self.stages["semantic"]
-        segment = lm.stage.target
-        run_length = self.mean_run_length if segment.deduplicate else 1.0
-        limit = segment.max_tokens(lm.stage.crop_seconds)
-        carried = int(limit * CARRIED["semantic"])
-        missing = [math.ceil(row.total_frames / self._frames_per_token) - len(row.semantic) for row in rows]
-        wanted = [math.ceil(frames / run_length) for frames in missing]
-        sampled: list[np.ndarray] = [np.zeros(0, np.int32) for _ in rows]
-        before = [segment.flatten(row.semantic) for row in rows]
-        window = 0
-        while any(count > 0 for count in wanted):
-            prefixes, counts = [], []
-            for context, new, count in zip(before, sampled, wanted, strict=True):
-                tokens = np.concatenate([context, new])
-                if len(tokens) + count > limit:
-                    tokens = tokens[-carried:]
-                prefixes.append(lm.stage.prefix(None, tokens))
-                counts.append(max(0, min(count, limit - len(tokens))))
-            codes, ended = self._decode(lm, rows, prefixes, counts, [r.may_end for r in rows], window, sampling, clock)
-            for i, row in enumerate(rows):
-                sampled[i] = np.concatenate([sampled[i], codes[i][:, 0]])
-                row.ended |= ended[i]
-                wanted[i] = 0 if row.ended else wanted[i] - counts[i]
-            window += 1
-        for row, tokens in zip(rows, sampled, strict=True):
-            edges = np.round(np.arange(len(tokens) + 1) * run_length).astype(int)
-            row.semantic = np.concatenate([row.semantic, np.repeat(tokens, np.diff(edges))])
-            if row.ended:
-                slack = END_SLACK if segment.deduplicate else 1.0
-                longest = math.ceil(len(row.semantic) * self._frames_per_token * slack)
-                row.total_frames = min(row.total_frames, max(longest, row.prompt_frames))
-
-    def _continue_coarse(self, rows: list[_Row], sampling: Sampling, clock: _Clock):
-        """Stage 2: continues each row's coarse acoustic tokens, given its semantic tokens."""
-        lm = self.stages["coarse"]
-        condition, target, ratio = lm.stage.condition, lm.stage.target, self._frames_per_token
-        limit = round(lm.stage.crop_seconds * self.codec.frame_rate)
-        carried = int(limit * CARRIED["coarse"]) // ratio * ratio
-        window = 0
-        while any(len(row.acoustic) < row.total_frames for row in rows):
-            prefixes, counts, ends = [], [], []
-            for row in rows:
-                done = len(row.acoustic)
-                fits = row.total_frames <= limit or done < limit - carried
-                start = 0 if fits else done - carried
-                stop = min(row.total_frames, start + limit)
-                last = stop == row.total_frames
-                semantic_T = row.semantic[start // ratio : None if last else math.ceil(stop / ratio)]
-                given = condition.flatten(semantic_T) if condition else None
-                prefixes.append(lm.stage.prefix(given, target.flatten(row.acoustic[start:])))
-                counts.append(max(0, stop - done))
-                ends.append(row.ended and last)
-            codes, ended = self._decode(lm, rows, prefixes, counts, ends, window, sampling, clock)
-            for row, codes_TQ, has_ended in zip(rows, codes, ended, strict=True):
-                unfilled = np.zeros((len(codes_TQ), self.codec.num_quantizers - target.num_levels), np.int32)
-                row.acoustic = np.concatenate([row.acoustic, np.concatenate([codes_TQ, unfilled], axis=1)])
-                if has_ended:
-                    row.total_frames = len(row.acoustic)
-            window += 1
-
-    def _fill_fine(self, rows: list[_Row], sampling: Sampling, clock: _Clock):
-        """Stage 3: the fine levels of everything new, in non-overlapping chunks of one crop, as one batch."""
-        lm = self.stages["fine"]
-        coarse, fine = lm.stage.condition, lm.stage.target
-        assert coarse is not None
-        size = round(lm.stage.crop_seconds * self.codec.frame_rate)
-        chunks = [
-            (row, number, slice(start, min(start + size, len(row.acoustic))))
-            for row in rows
-            for number, start in enumerate(range(row.prompt_frames, len(row.acoustic), size))
-        ]
-        if not chunks:
-            return
-        none = np.zeros(0, np.int32)
-        prefixes = [lm.stage.prefix(coarse.flatten(row.acoustic[span]), none) for row, _, span in chunks]
-        keys_B = jnp.stack([_stage_key(row.key, lm.stage, number) for row, number, _ in chunks])
-        counts = [span.stop - span.start for _, _, span in chunks]
-
-        def decode():
-            return decode_stage(
-                lm.config, lm.stage, lm.params, prefixes, counts, [False] * len(chunks), keys_B, sampling
-            )[0]
-
-        codes = clock.measure(lm.stage.name, decode)
-        for (row, _, span), codes_TQ in zip(chunks, codes, strict=True):
-            row.acoustic[span, fine.first_level : fine.first_level + fine.num_levels] = codes_TQ
-
-    def _decode(self, lm, rows, prefixes, counts, may_end, window, sampling, clock):
-        keys_B = jnp.stack([_stage_key(row.key, lm.stage, window) for row in rows])
-        ended: list[bool] = []
-
-        def decode():
-            codes, ends = decode_stage(lm.config, lm.stage, lm.params, prefixes, counts, may_end, keys_B, sampling)
-            ended.extend(ends)
-            return codes
-
-        return clock.measure(lm.stage.name, decode), ended
-
-    def _finish(self, rows: list[_Row], clock: _Clock) -> Generation:
-        lengths_B = np.array([row.samples(self.codec.hop_length) for row in rows])
-        acoustic_BTQ = _stack([row.acoustic for row in rows])
-        wave_BW = np.array(self.codec.decode(np.maximum(acoustic_BTQ, 0)))[:, : lengths_B.max()]
-        for wave_W, length in zip(wave_BW, lengths_B, strict=True):
-            wave_W[length:] = 0.0
-        return Generation(
-            wave_BW=wave_BW,
-            lengths_B=lengths_B,
-            sample_rate=self.codec.sample_rate,
-            semantic_BT=_stack([row.semantic for row in rows]),
-            acoustic_BTQ=acoustic_BTQ,
-            ended_B=lengths_B < np.array([row.total_samples for row in rows]),
-            tokens_per_second=clock.rates(),
-        )
 
     def log_likelihood(
         self, wave_BW: np.ndarray, lengths_B: np.ndarray | None = None, normalize: bool = True
@@ -365,7 +221,7 @@ class AudioLM:
         for semantic_T, length in zip(np.asarray(self.tokenizer.encode(wave_BW, lengths_B)), lengths_B, strict=True):
             tokens = lm.stage.target.flatten(semantic_T[: math.ceil(length / token_samples)])
             rows.append(lm.stage.prefix(None, tokens))
-        length = bucket(max(map(len, rows)) - 1, 64)
+        length = round_up(max(map(len, rows)) - 1, 64)
         inputs_BT, targets_BT = np.zeros((2, len(rows), length), np.int32)
         weights_BT = np.zeros((len(rows), length), np.float32)
         for row, tokens in enumerate(rows):
@@ -374,11 +230,6 @@ class AudioLM:
         losses_BT = np.asarray(next_token_losses(lm.config, lm.params, inputs_BT, targets_BT))
         scores_B = -np.sum(losses_BT * weights_BT, axis=1)
         return scores_B / weights_BT.sum(axis=1) if normalize else scores_B
-
-
-def _stage_key(key: jax.Array, stage: Stage, number: int) -> jax.Array:
-    """The key of a row's window or chunk in one stage."""
-    return jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(stage.name.encode())), number)
 
 
 def _stack(rows: Sequence[np.ndarray]) -> np.ndarray:

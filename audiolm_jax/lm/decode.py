@@ -1,151 +1,319 @@
-"""Cached decoding: prefill and sampling of one stage inside a single jit.
+"""Cached decoding of one stage: prefill, then sampling in a jitted loop.
 
 Rows of different length are padded on the LEFT: every row writes the same cache slot at each step,
 and attention depends on distances only, so a padded row equals that row alone.
 
-Shape suffixes: B batch, P prefix positions, T positions, S cache slots, N heads, H head width, D model, K codes.
+The cache grows: each loop runs over a cache of a fixed number of slots, and when that is full it goes on in a larger
+one. A step so reads little more of the cache than it needs, memory follows the length, and the compiled programs, one
+for each cache size, serve requests of every length.
+
+Activations are columns, [D, M] with M = B · T, and weights [outputs, inputs]: a step of a few rows then reads each
+matrix once, row by row, which matters on a CPU and is indifferent elsewhere.
+
+Shape suffixes: B batch, U different prefixes, P prefix positions, T positions, S cache slots, M columns (B · T),
+N heads, H head width, D model, F feed-forward, K codes, Q levels.
 """
 
+import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from audiolm_jax.lm.attention import relative_position_bias, rotate
 from audiolm_jax.lm.sampling import Sampling, sample
 from audiolm_jax.lm.stages import BOS, EOS, Stage
-from audiolm_jax.lm.transformer import Block, RMSNorm, TransformerConfig, unstack_layers
+from audiolm_jax.lm.transformer import TransformerConfig
 
+Weights = dict[str, Any]
 Cache = list[dict[str, jax.Array]]
 
 
+@functools.partial(jax.jit, static_argnames=("config", "stage", "int8"))
+def decoder_weights(config: TransformerConfig, stage: Stage, params: dict[str, Any], int8: bool = False) -> Weights:
+    """The parameters as decoding reads them: in the compute type, layers apart, matrices as [outputs, inputs].
+
+    Args:
+      config, stage: the stage's transformer.
+      params: as trained, without axis names.
+      int8: keep the layers' matrices and the output in 8 bits, with one scale for each output (the largest absolute
+        weight is 127): a quarter of float32's bytes to read in a step, at some loss of accuracy.
+    """
+    dtype = config.dtype
+
+    def matrix(weight: jax.Array) -> jax.Array | dict[str, jax.Array]:
+        if not int8:
+            return weight.astype(dtype)
+        scale = jnp.maximum(jnp.max(jnp.abs(weight), axis=-1, keepdims=True), 1e-12) / 127
+        return {"int8": jnp.round(weight / scale).astype(jnp.int8), "scale": scale.astype(dtype)}
+
+    def layer_weights(layer: dict[str, Any]) -> Weights:
+        heads, mlp = layer["attention"], layer["mlp"]
+        # Rows ordered by head, so that heads can be shared out among devices.
+        qkv_DN3H = jnp.stack([heads["query"], heads["key"], heads["value"]], axis=2)
+        return {
+            "attention_norm": layer["attention_norm"]["scale"],
+            "qkv": matrix(qkv_DN3H.reshape(config.embed_dim, -1).T),
+            "out": matrix(heads["out"].reshape(-1, config.embed_dim).T),
+            "mlp_norm": layer["mlp_norm"]["scale"],
+            **{name: matrix(weight.T) for name, weight in mlp.items()},
+        }
+
+    # What may follow in each level: its codes, and last the end token.
+    head_VD, size = params["head"].T, stage.target.codebook_size
+    starts = [stage.level_start(level) for level in range(stage.target.num_levels)]
+    levels = [jnp.concatenate([head_VD[start : start + size], head_VD[EOS : EOS + 1]]) for start in starts]
+    return {
+        "embedding": params["embedding"]["embedding"].astype(dtype),
+        "position_bias": params.get("position_bias"),
+        "layers": [
+            layer_weights(jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"])) for i in range(config.num_layers)
+        ],
+        "final_norm": params["final_norm"]["scale"],
+        "levels": matrix(jnp.stack(levels)),
+    }
+
+
+def _product(weight: Any, x_DM: jax.Array, output_dtype: Any = None) -> jax.Array:
+    """weight [F, D] · x [D, M] → [F, M]."""
+    if isinstance(weight, dict):
+        y_FM = jnp.matmul(weight["int8"].astype(x_DM.dtype), x_DM, preferred_element_type=output_dtype)
+        return y_FM * weight["scale"].astype(y_FM.dtype)
+    return jnp.matmul(weight, x_DM, preferred_element_type=output_dtype)
+
+
+def _rms_norm(config: TransformerConfig, scale_D: jax.Array, x_DM: jax.Array) -> jax.Array:
+    wide_DM = x_DM.astype(config.param_dtype)
+    variance_M = jnp.mean(jnp.square(wide_DM), axis=0)
+    return (wide_DM * jax.lax.rsqrt(variance_M + 1e-6) * scale_D[:, None]).astype(config.dtype)
+
+
 def init_cache(config: TransformerConfig, batch: int, num_slots: int) -> Cache:
-    """An empty key/value cache: for each layer {"k", "v"}, zeros [B, S, N, H] in the compute type."""
-    shape = (batch, num_slots, config.num_heads, config.head_dim)
+    """An empty key/value cache: for each layer {"k", "v"}, zeros [B, N, S, H] in the compute type.
+
+    A single row has no batch axis, [N, S, H]: around an axis of length 1 XLA's CPU compiler copies the cache at each
+    step instead of writing into it.
+    """
+    shape = (*_batch_axis(batch), config.num_heads, num_slots, config.head_dim)
     empty = {"k": jnp.zeros(shape, config.dtype), "v": jnp.zeros(shape, config.dtype)}
     return [empty] * config.num_layers
 
 
+def _batch_axis(batch: int) -> tuple[int, ...]:
+    return (batch,) if batch > 1 else ()
+
+
+def cache_slots(cache: Cache) -> int:
+    """S of a cache."""
+    return cache[0]["k"].shape[-2]
+
+
 def forward_cached(
-    config: TransformerConfig, params: dict[str, Any], tokens_BT: jax.Array, padding_B: jax.Array, cache: Cache, slot
+    config: TransformerConfig, weights: Weights, tokens_BT: jax.Array, padding_B: jax.Array, cache: Cache, slot
 ) -> tuple[jax.Array, Cache]:
     """Runs the layers over tokens at slots slot … slot + T − 1, reading and writing the cache.
 
     Args:
       config: architecture.
-      params: as `transformer.unstack_layers` gives them.
+      weights: see `decoder_weights`.
       tokens_BT: input tokens.
       padding_B: how many of the first slots of each row are padding.
       cache: see `init_cache`.
-      slot: first slot of this call.
+      slot: first slot of this call (may be traced).
 
     Returns:
-      final hidden states [B, T, D] and the cache.
+      final hidden states [D, B, T] and the cache.
     """
-    x_BTD = params["embedding"]["embedding"][tokens_BT].astype(config.dtype)
+    batch, num_queries = tokens_BT.shape
+    num_keys = cache_slots(cache)
+    query_T, key_S = slot + jnp.arange(num_queries), jnp.arange(num_keys)
+    seen_BTS = (key_S <= query_T[:, None])[None] & (key_S >= padding_B[:, None])[:, None]
+    bias_1NTS = jnp.zeros((1, config.num_heads, 1, 1), config.param_dtype)
+    if config.position == "relative_bias":
+        bias_1NTS = relative_position_bias(weights["position_bias"], slot, num_queries, num_keys, config.max_distance)
+    bias_BNTS = jnp.where(seen_BTS[:, None], bias_1NTS, jnp.finfo(config.param_dtype).min)
+    bias_BNTS = bias_BNTS.reshape(*_batch_axis(batch), *bias_BNTS.shape[1:])
+    x_DM = weights["embedding"][tokens_BT.ravel()].T
     written = []
-    for layer_params, layer_cache in zip(params["layers"], cache, strict=True):
-        x_BTD, layer_cache = Block(config).apply(
-            {"params": layer_params}, x_BTD, params.get("position_bias"), None, True, layer_cache, slot, padding_B
-        )
+    for layer, layer_cache in zip(weights["layers"], cache, strict=True):
+        mixed_DM, layer_cache = _attention(config, layer, x_DM, bias_BNTS, layer_cache, slot)
+        x_DM = x_DM + mixed_DM
+        normed_DM = _rms_norm(config, layer["mlp_norm"], x_DM)
+        hidden_FM = jax.nn.gelu(_product(layer["wide"], normed_DM))
+        if config.gated_mlp:
+            hidden_FM = hidden_FM * _product(layer["gate"], normed_DM)
+        x_DM = x_DM + _product(layer["narrow"], hidden_FM)
         written.append(layer_cache)
-    return RMSNorm(config).apply({"params": params["final_norm"]}, x_BTD), written
+    return _rms_norm(config, weights["final_norm"], x_DM).reshape(-1, batch, num_queries), written
 
 
-def level_logits(config: TransformerConfig, params, stage: Stage, hidden_BD, level, may_end_B, previous_B):
+def _attention(config: TransformerConfig, layer: Weights, x_DM, bias_BNTS, cache, slot):
+    """One layer's attention over the whole cache, into which this call's keys and values are written first."""
+    num_queries, heads = bias_BNTS.shape[-2], (config.num_heads, config.head_dim)
+    qkv = _product(layer["qkv"], _rms_norm(config, layer["attention_norm"], x_DM))
+    q_NHBT, k_NHBT, v_NHBT = jnp.moveaxis(qkv.reshape(heads[0], 3, heads[1], -1, num_queries), 1, 0)
+    if config.position == "rotary":
+        position_T = slot + jnp.arange(num_queries)
+        q_NHBT, k_NHBT = _rotate(q_NHBT, position_T), _rotate(k_NHBT, position_T)
+    # As the cache is laid out: [B, N, T, H], or [N, T, H] for a single row.
+    rows = lambda x_NHBT: jnp.transpose(x_NHBT, (2, 0, 3, 1)).reshape(*bias_BNTS.shape[:-1], heads[1])
+    write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=slot, axis=-2)
+    cache = {"k": write(cache["k"], rows(k_NHBT)), "v": write(cache["v"], rows(v_NHBT))}
+    logits_BNTS = jnp.einsum("...TH,...SH->...TS", rows(q_NHBT), cache["k"], preferred_element_type=config.param_dtype)
+    shares_BNTS = jax.nn.softmax(logits_BNTS + bias_BNTS, axis=-1).astype(config.dtype)
+    mixed_BNTH = jnp.einsum("...TS,...SH->...TH", shares_BNTS, cache["v"]).reshape(-1, heads[0], num_queries, heads[1])
+    return _product(layer["out"], jnp.transpose(mixed_BNTH, (1, 3, 0, 2)).reshape(config.embed_dim, -1)), cache
+
+
+def _rotate(x_NHBT: jax.Array, position_T: jax.Array) -> jax.Array:
+    return jnp.transpose(rotate(jnp.transpose(x_NHBT, (2, 3, 0, 1)), position_T), (2, 3, 0, 1))
+
+
+def level_logits(
+    config: TransformerConfig, weights: Weights, stage: Stage, hidden_DB, level, may_end_B, previous_B
+) -> jax.Array:
     """Logits over what may legally follow: the codes of one level, and last the end token: [B, K + 1].
 
-    Only this level's columns of the output matrix are read. Where de-duplication removed repeats, the
+    Only this level's rows of the output matrix are read. Where de-duplication removed repeats, the
     previous token may not come again.
 
     Args:
-      hidden_BD: final hidden state of the last position.
+      config, weights, stage: see `decoder_weights`.
+      hidden_DB: final hidden state of the last position.
       level: target level of the token to come (may be traced).
       may_end_B: rows whose end token is legal here.
       previous_B: each row's last token.
     """
-    head_DV, size, start = params["head"].astype(config.dtype), stage.target.codebook_size, stage.level_start(level)
-    block_DK = jax.lax.dynamic_slice_in_dim(head_DV, start, size, axis=1)
-    columns_DK = jnp.concatenate([block_DK, head_DV[:, EOS : EOS + 1]], axis=1)
-    logits_BK = jnp.einsum("BD,DK->BK", hidden_BD, columns_DK, preferred_element_type=config.param_dtype)
+    size = stage.target.codebook_size
+    level_KD = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, level, keepdims=False), weights["levels"])
+    logits_KB = _product(level_KD, hidden_DB, output_dtype=config.param_dtype)
+    legal_KB = jnp.ones((size + 1, 1), bool)
     if stage.target.deduplicate:
-        repeats_BK = previous_B[:, None] == start + jnp.arange(size + 1)
-        logits_BK = jnp.where(repeats_BK.at[:, size].set(False), -jnp.inf, logits_BK)
-    return logits_BK.at[:, size].set(jnp.where(may_end_B, logits_BK[:, size], -jnp.inf))
+        legal_KB = previous_B != stage.level_start(level) + jnp.arange(size + 1)[:, None]
+    legal_KB = jnp.where(jnp.arange(size + 1)[:, None] == size, may_end_B, legal_KB)
+    return jnp.where(legal_KB, logits_KB, -jnp.inf).T
 
 
-@functools.partial(jax.jit, static_argnames=("config", "stage", "sampling", "max_frames"))
-def _decode(
-    config, stage: Stage, sampling: Sampling, max_frames, params, prefix_BP, padding_B, num_frames_B, may_end_B, keys_B
-):
-    params = unstack_layers(params)
-    batch, prefix_length = prefix_BP.shape
-    levels = stage.target.num_levels
-    max_tokens = max_frames * levels
-    cache = init_cache(config, batch, prefix_length + max_tokens)
-    hidden_BTD, cache = forward_cached(config, params, prefix_BP, padding_B, cache, 0)
+@functools.partial(jax.jit, static_argnames=("config", "num_slots"))
+def _prefill(config, num_slots: int, weights, prefix_UP, padding_U, source_B):
+    """The cache and last hidden state of each prefix, computed once, then copied to the rows that begin with it."""
+    num_prefixes, length = prefix_UP.shape
+    cache = init_cache(config, num_prefixes, length)
+    hidden_DUP, cache = forward_cached(config, weights, prefix_UP, padding_U, cache, 0)
+    copy = lambda leaf: jnp.reshape(leaf, (num_prefixes, *leaf.shape[-3:]))[source_B]
+    rows = jax.tree.map(copy, cache) if len(source_B) > 1 else cache
+    return hidden_DUP[:, source_B, -1], _with_slots(rows, num_slots)
+
+
+@functools.partial(jax.jit, static_argnames="num_slots")
+def _grow(cache: Cache, num_slots: int) -> Cache:
+    return _with_slots(cache, num_slots)
+
+
+def _with_slots(cache: Cache, num_slots: int) -> Cache:
+    pad = lambda leaf: jnp.pad(leaf, (*[(0, 0)] * (leaf.ndim - 2), (0, num_slots - leaf.shape[-2]), (0, 0)))
+    return jax.tree.map(pad, cache)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "stage", "sampling"), donate_argnames="state")
+def _sample_tokens(config, stage: Stage, sampling: Sampling, weights, rows: dict[str, jax.Array], state):
+    """Samples until the cache is full or every row is done.
+
+    Args:
+      config, stage, weights: see `decoder_weights`.
+      sampling: settings.
+      rows: what stays the same: `prefix_length`, `padding_B`, `num_tokens_B`, `may_end_B`, `keys_B`.
+      state: what a step changes: `index` (tokens sampled so far), `token_B` and `hidden_DB` of the last position,
+        `cache`, `ended_B`, `done_B`.
+
+    Returns:
+      the state, and codes [B, S] at the slots sampled here, −1 where a row was done.
+    """
+    levels, num_slots = stage.target.num_levels, cache_slots(state["cache"])
 
     def unfinished(carry):
-        index, done_B = carry["index"], carry["done_B"]
-        return (index < max_tokens) & ~jnp.all(done_B)
+        state, _ = carry
+        return (rows["prefix_length"] + state["index"] < num_slots) & ~jnp.all(state["done_B"])
 
     def step(carry):
-        index = carry["index"]
+        state, codes_BS = carry
+        index, slot = state["index"], rows["prefix_length"] + state["index"]
         level = index % levels
-        end_legal_B = may_end_B & (level == 0) & (index > 0)
-        logits_BK = level_logits(config, params, stage, carry["hidden_BD"], level, end_legal_B, carry["token_B"])
-        code_B = sample(jax.vmap(jax.random.fold_in, (0, None))(keys_B, index), logits_BK, sampling)
-        ended_B = carry["ended_B"] | (~carry["done_B"] & (code_B == stage.target.codebook_size))
-        done_B = carry["done_B"] | ended_B
-        codes_BT = carry["codes_BT"].at[:, index].set(jnp.where(done_B, -1, code_B))
+        end_legal_B = rows["may_end_B"] & (level == 0) & (index > 0)
+        logits_BK = level_logits(config, weights, stage, state["hidden_DB"], level, end_legal_B, state["token_B"])
+        code_B = sample(jax.vmap(jax.random.fold_in, (0, None))(rows["keys_B"], index), logits_BK, sampling)
+        ended_B = state["ended_B"] | (~state["done_B"] & (code_B == stage.target.codebook_size))
+        done_B = state["done_B"] | ended_B
         token_B = jnp.where(done_B, BOS, stage.level_start(level) + code_B)
-        hidden_B1D, cache = forward_cached(
-            config, params, token_B[:, None], padding_B, carry["cache"], prefix_length + index
-        )
-        return {
+        hidden_DB1, cache = forward_cached(config, weights, token_B[:, None], rows["padding_B"], state["cache"], slot)
+        state = {
             "index": index + 1,
             "token_B": token_B,
-            "hidden_BD": hidden_B1D[:, 0],
+            "hidden_DB": hidden_DB1[..., 0],
             "cache": cache,
-            "codes_BT": codes_BT,
             "ended_B": ended_B,
-            "done_B": done_B | (index + 1 >= num_frames_B * levels),
+            "done_B": done_B | (index + 1 >= rows["num_tokens_B"]),
         }
+        code_B1 = jnp.where(done_B, -1, code_B)[:, None]
+        return state, jax.lax.dynamic_update_slice_in_dim(codes_BS, code_B1, slot, axis=1)
 
-    carry = {
-        "index": jnp.int32(0),
-        "token_B": prefix_BP[:, -1],
-        "hidden_BD": hidden_BTD[:, -1],
-        "cache": cache,
-        "codes_BT": jnp.full((batch, max_tokens), -1, jnp.int32),
-        "ended_B": jnp.zeros(batch, bool),
-        "done_B": num_frames_B <= 0,
-    }
-    carry = jax.lax.while_loop(unfinished, step, carry)
-    return carry["codes_BT"].reshape(batch, max_frames, levels), carry["ended_B"]
+    codes_BS = jnp.full((len(state["token_B"]), num_slots), -1, jnp.int32)
+    return jax.lax.while_loop(unfinished, step, (state, codes_BS))
 
 
-def bucket(length: int, multiple: int) -> int:
-    """`length` rounded up, so that similar requests share one compiled program."""
-    return max(multiple, -(-length // multiple) * multiple)
+def round_up(count: int, multiple: int) -> int:
+    """The least multiple that is at least `count` (and at least one), so that similar requests share a program."""
+    return max(multiple, -(-count // multiple) * multiple)
+
+
+def size_class(count: int) -> int:
+    """The least 2^n or 3 · 2^n that is at least `count`: few sizes, none more than half again too large."""
+    power = 1 << (max(count, 1) - 1).bit_length()
+    return 3 * power // 4 if power >= 4 and count <= 3 * power // 4 else power
+
+
+def slot_class(count: int) -> int:
+    """The least cache size that holds `count` slots."""
+    return 256 if count <= 256 else round_up(count, 512)
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+    """One stage: its task, architecture and parameters.
+
+    Attributes:
+      int8: decode with weights in 8 bits, see `decoder_weights`.
+    """
+
+    stage: Stage
+    config: TransformerConfig
+    params: dict[str, Any]
+    int8: bool = False
+
+    @functools.cached_property
+    def weights(self) -> Weights:
+        """See `decoder_weights`; made when first needed."""
+        return decoder_weights(self.config, self.stage, self.params, self.int8)
 
 
 def decode_stage(
-    config: TransformerConfig,
-    stage: Stage,
-    params: dict[str, Any],
-    prefixes: list[np.ndarray],
-    num_frames: list[int],
-    may_end: list[bool],
+    lm: LanguageModel,
+    prefixes: Sequence[np.ndarray],
+    num_frames: Sequence[int],
+    may_end: Sequence[bool],
     keys_B: jax.Array,
     sampling: Sampling,
 ) -> tuple[list[np.ndarray], list[bool]]:
     """Samples the target of several sequences at once.
 
+    Programs are compiled for classes of batch size, prefix length and cache size; a request within known classes
+    compiles nothing. Rows with the same prefix share its prefill.
+
     Args:
-      config, params: the stage's transformer, parameters as trained.
-      stage: the task.
+      lm: the stage.
       prefixes: for each row what comes before, as `Stage.prefix` builds it; lengths may differ.
       num_frames: frames to sample for each row.
       may_end: whether a row may sample the end token (after at least one frame).
@@ -156,27 +324,55 @@ def decode_stage(
       codes of each row, int32 [frames, levels] with fewer frames where the end token was sampled, and
       whether it was.
     """
-    lengths_B = np.array([len(prefix) for prefix in prefixes])
-    prefix_length = bucket(int(lengths_B.max()), 64)
-    prefix_BP = np.full((len(prefixes), prefix_length), BOS, np.int32)
-    for row, prefix in enumerate(prefixes):
-        prefix_BP[row, prefix_length - len(prefix) :] = prefix
-    max_frames = bucket(max(num_frames), 25)
-    codes_BTQ, ended_B = _decode(
-        config,
-        stage,
-        sampling,
-        max_frames,
-        params,
-        prefix_BP,
-        (prefix_length - lengths_B).astype(np.int32),
-        np.array(num_frames, np.int32),
-        np.array(may_end, bool) & stage.predicts_end,
-        keys_B,
-    )
-    codes_BTQ, ended_B = np.asarray(codes_BTQ), np.asarray(ended_B)
-    rows = []
-    for codes_TQ, frames in zip(codes_BTQ, num_frames, strict=True):
-        codes_TQ = codes_TQ[:frames]
-        rows.append(codes_TQ[codes_TQ[:, 0] >= 0])
-    return rows, ended_B.tolist()
+    config, stage, weights = lm.config, lm.stage, lm.weights
+    num_rows, levels = len(prefixes), stage.target.num_levels
+    batch = size_class(num_rows)
+    extra = batch - num_rows
+    num_tokens_B = np.pad(np.array(num_frames, np.int32) * levels, (0, extra))
+    prefix_UP, padding_U, source_B = _different_prefixes([*prefixes, *[prefixes[0]] * extra])
+    prefix_length = prefix_UP.shape[1]
+    hidden_DB, cache = _prefill(config, slot_class(prefix_length + 1), weights, prefix_UP, padding_U, source_B)
+    rows = {
+        "prefix_length": np.int32(prefix_length),
+        "padding_B": padding_U[source_B],
+        "num_tokens_B": num_tokens_B,
+        "may_end_B": np.pad(np.array(may_end, bool) & stage.predicts_end, (0, extra)),
+        "keys_B": keys_B[np.minimum(np.arange(batch), num_rows - 1)],
+    }
+    state = {
+        "index": np.int32(0),
+        "token_B": prefix_UP[source_B, -1],
+        "hidden_DB": hidden_DB,
+        "cache": cache,
+        "ended_B": np.zeros(batch, bool),
+        "done_B": num_tokens_B <= 0,
+    }
+    pieces = []
+    while not np.all(state["done_B"]):
+        if state["index"] > 0:
+            state["cache"] = _grow(state["cache"], slot_class(cache_slots(state["cache"]) + 1))
+        first = prefix_length + int(state["index"])
+        state, codes_BS = _sample_tokens(config, stage, sampling, weights, rows, state)
+        pieces.append(np.asarray(codes_BS)[:, first : prefix_length + int(state["index"])])
+    codes_BT = np.concatenate([np.zeros((batch, 0), np.int32), *pieces], axis=1)
+    sampled = []
+    for codes_T, frames in zip(codes_BT[:num_rows], num_frames, strict=True):
+        # A row that ends does so before a frame; a row that is done waits for the others.
+        count = min(int(np.sum(codes_T >= 0)) // levels, frames)
+        sampled.append(codes_T[: count * levels].reshape(count, levels))
+    return sampled, np.asarray(state["ended_B"])[:num_rows].tolist()
+
+
+def _different_prefixes(prefixes: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each prefix once, padded on the left; the padding of each; and which of them each row has: [U, P], [U], [B]."""
+    numbers: dict[bytes, int] = {}
+    source_B = np.array([numbers.setdefault(prefix.tobytes(), len(numbers)) for prefix in prefixes], np.int32)
+    unique = [np.frombuffer(tokens, np.int32) for tokens in numbers]
+    unique += [unique[0]] * (size_class(len(unique)) - len(unique))
+    lengths_U = np.array([len(prefix) for prefix in unique])
+    longest = int(lengths_U.max())
+    length = round_up(longest, 64) if longest > 64 else max(8, size_class(longest))
+    prefix_UP = np.full((len(unique), length), BOS, np.int32)
+    for row, prefix in enumerate(unique):
+        prefix_UP[row, length - len(prefix) :] = prefix
+    return prefix_UP, (length - lengths_U).astype(np.int32), source_B

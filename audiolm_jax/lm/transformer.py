@@ -2,9 +2,9 @@
 
 Pre-normalisation with RMSNorm, untied embeddings, no biases: the T5X decoder-only recipe that
 AudioLM (arXiv 2209.03143 §4.1) builds on. Parameters carry logical axis names; layers are stacked
-along `layers` by `nn.scan` for training, and `unstack_layers` cuts them apart for decoding.
+along `layers` by `nn.scan`; decoding has its own forward pass over a cache (`decode.forward_cached`).
 
-Shape suffixes: B batch, T positions, S cache slots, D model, N heads, H head width, F feed-forward, V vocabulary.
+Shape suffixes: B batch, T positions, D model, N heads, H head width, F feed-forward, V vocabulary.
 """
 
 import dataclasses
@@ -87,24 +87,18 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention whose keys and values may continue a cache."""
+    """Multi-head causal self-attention."""
 
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x_BTD, table_RN, segment_ids_BT=None, cache=None, slot=0, padding_B=None):
-        """Attends over this call's keys, or over the whole cache once they are written into it.
+    def __call__(self, x_BTD: jax.Array, table_RN: jax.Array | None, segment_ids_BT: jax.Array | None) -> jax.Array:
+        """Outputs [B, T, D].
 
         Args:
           x_BTD: inputs.
           table_RN: of the relative position bias; None with rotary positions.
-          segment_ids_BT: see `Transformer`; without a cache only.
-          cache: None, or {"k": [B, S, N, H], "v": [B, S, N, H]}.
-          slot: first cache slot that this call writes.
-          padding_B: how many of the first cache slots of each row are padding.
-
-        Returns:
-          outputs [B, T, D] and the cache, written (None without one).
+          segment_ids_BT: see `Transformer.hidden`.
         """
         config = self.config
         inner = (config.embed_dim, config.num_heads, config.head_dim)
@@ -116,31 +110,15 @@ class Attention(nn.Module):
         k_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, _weight(self, "key", inner, axes, scale))
         v_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, _weight(self, "value", inner, axes, scale))
         if config.position == "rotary":
-            position_T = slot + jnp.arange(x_BTD.shape[1])
+            position_T = jnp.arange(x_BTD.shape[1])
             q_BTNH, k_BTNH = attention.rotate(q_BTNH, position_T), attention.rotate(k_BTNH, position_T)
-        if cache is None:
-            # When parameters are made, there is a single row: nothing to share.
-            attend = attention.causal_attention if self.is_initializing() else attention.sharded_causal_attention
-            settings = (config.max_distance, config.block_positions)
-            mixed_BTNH = attend(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, *settings)
-        else:
-            write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=slot, axis=1)
-            cache = {"k": write(cache["k"], k_BTNH), "v": write(cache["v"], v_BTNH)}
-            mixed_BTNH = self._attend_to_cache(q_BTNH, table_RN, cache, slot, padding_B)
+        # When parameters are made, there is a single row: nothing to share.
+        attend = attention.causal_attention if self.is_initializing() else attention.sharded_causal_attention
+        settings = (config.max_distance, config.block_positions)
+        mixed_BTNH = attend(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, *settings)
         mixed_BTNH = checkpoint_name(mixed_BTNH, ATTENTION_OUTPUT)
         out_NHD = _weight(self, "out", (*inner[1:], config.embed_dim), ("heads", "kv", "embed"), scale)
-        return jnp.einsum("BTNH,NHD->BTD", mixed_BTNH, out_NHD), cache
-
-    def _attend_to_cache(self, q_BTNH, table_RN, cache, slot, padding_B):
-        num_queries, num_keys = q_BTNH.shape[1], cache["k"].shape[1]
-        bias_1NTS = None
-        if table_RN is not None:
-            bias_1NTS = attention.relative_position_bias(
-                table_RN, slot, num_queries, num_keys, self.config.max_distance
-            )
-        query_T, key_S = slot + jnp.arange(num_queries), jnp.arange(num_keys)
-        seen_BTS = (key_S <= query_T[:, None])[None] & (key_S >= padding_B[:, None])[:, None]
-        return attention.attend(q_BTNH, cache["k"], cache["v"], bias_1NTS, seen_BTS)
+        return jnp.einsum("BTNH,NHD->BTD", mixed_BTNH, out_NHD)
 
 
 class FeedForward(nn.Module):
@@ -166,18 +144,15 @@ class Block(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x_BTD, table_RN, segment_ids_BT, deterministic, cache=None, slot=0, padding_B=None):
-        """See `Attention` for the arguments; returns [B, T, D] and the cache."""
+    def __call__(self, x_BTD, table_RN, segment_ids_BT, deterministic):
+        """See `Attention` for the arguments; returns [B, T, D], and None as `nn.scan` wants it."""
         config = self.config
         dropout = functools.partial(nn.Dropout(config.dropout_rate, broadcast_dims=(-2,)), deterministic=deterministic)
         normed_BTD = RMSNorm(config, name="attention_norm")(x_BTD)
-        mixed_BTD, cache = Attention(config, name="attention")(
-            normed_BTD, table_RN, segment_ids_BT, cache, slot, padding_B
-        )
-        x_BTD = x_BTD + dropout(mixed_BTD)
+        x_BTD = x_BTD + dropout(Attention(config, name="attention")(normed_BTD, table_RN, segment_ids_BT))
         normed_BTD = RMSNorm(config, name="mlp_norm")(x_BTD)
         x_BTD = x_BTD + dropout(FeedForward(config, name="mlp")(normed_BTD))
-        return nn.with_logical_constraint(x_BTD, ("batch", "length", "embed_activation")), cache
+        return nn.with_logical_constraint(x_BTD, ("batch", "length", "embed_activation")), None
 
 
 class Transformer(nn.Module):
@@ -246,10 +221,3 @@ class Transformer(nn.Module):
         head_DV = self.head.astype(config.dtype)
         logits_BTV = jnp.einsum("BTD,DV->BTV", hidden_BTD, head_DV, preferred_element_type=config.param_dtype)
         return nn.with_logical_constraint(logits_BTV, ("batch", "length", "vocab"))
-
-
-def unstack_layers(params: dict[str, Any]) -> dict[str, Any]:
-    """The same parameters with `layers` as a list of single layers, which decoding runs one by one."""
-    num_layers = jax.tree.leaves(params["layers"])[0].shape[0]
-    layers = [jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"]) for i in range(num_layers)]
-    return {**params, "layers": layers}

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from audiolm_jax.lm.decode import decode_stage, forward_cached, init_cache, level_logits
+from audiolm_jax.lm.decode import LanguageModel, decode_stage, decoder_weights, forward_cached, init_cache, level_logits
 from audiolm_jax.lm.sampling import Sampling
 from audiolm_jax.lm.stages import EOS, make_stage
-from audiolm_jax.lm.transformer import Transformer, TransformerConfig, unstack_layers
+from audiolm_jax.lm.transformer import Transformer, TransformerConfig
 
 LAYOUT = {
     "num_clusters": 16, "codebook_size": 8, "num_quantizers": 5, "num_coarse_quantizers": 2,
@@ -23,7 +23,7 @@ STAGES += [make_stage("coarse", **PIANO), make_stage("coarse", **LAYOUT, semanti
 IDS = ["semantic", "coarse", "fine", "piano", "acoustic-only"]
 
 
-def model_of(stage, seed=0, dtype="float32", position="relative_bias"):
+def model_of(stage, seed=0, dtype="float32", **fields):
     config = TransformerConfig(
         stage.vocab_size,
         num_layers=2,
@@ -33,7 +33,7 @@ def model_of(stage, seed=0, dtype="float32", position="relative_bias"):
         num_buckets=8,
         max_distance=30,
         dtype=dtype,
-        position=position,
+        **fields,
     )
     params = nn.unbox(Transformer(config).init(jax.random.key(seed), jnp.zeros((1, 4), jnp.int32))["params"])
     # A sharper output than at initialisation, so that sampling has something to choose from.
@@ -50,17 +50,17 @@ def prefix_of(stage, frames, seed):
     return stage.prefix(condition, stage.target.flatten(record[stage.target.source])[: 4 * stage.target.num_levels])
 
 
-@pytest.mark.parametrize("position", ["relative_bias", "rotary"])
+@pytest.mark.parametrize(("position", "batch", "gated"), [("relative_bias", 3, False), ("rotary", 1, True)])
 @pytest.mark.parametrize("stage", STAGES, ids=IDS)
-def test_cached_logits_equal_the_full_forward_pass(stage, position):
-    config, params = model_of(stage, position=position)
-    tokens_BT = np.random.default_rng(0).integers(0, stage.vocab_size, (3, 30)).astype(np.int32)
+def test_cached_logits_equal_the_full_forward_pass(stage, position, batch, gated):
+    config, params = model_of(stage, position=position, gated_mlp=gated)
+    tokens_BT = np.random.default_rng(0).integers(0, stage.vocab_size, (batch, 30)).astype(np.int32)
     full_BTV = Transformer(config).apply({"params": params}, tokens_BT)
-    loose, cache = unstack_layers(params), init_cache(config, 3, 40)
-    padding_B, pieces = jnp.zeros(3, jnp.int32), []
+    weights, cache = decoder_weights(config, stage, params), init_cache(config, batch, 40)
+    padding_B, pieces = jnp.zeros(batch, jnp.int32), []
     for start, stop in [(0, 11), (11, 12), (12, 20), *((t, t + 1) for t in range(20, 30))]:
-        hidden_BTD, cache = forward_cached(config, loose, tokens_BT[:, start:stop], padding_B, cache, start)
-        pieces.append(hidden_BTD @ params["head"])
+        hidden_DBT, cache = forward_cached(config, weights, tokens_BT[:, start:stop], padding_B, cache, start)
+        pieces.append(jnp.einsum("DBT,DV->BTV", hidden_DBT, params["head"]))
     np.testing.assert_allclose(np.concatenate(pieces, axis=1), full_BTV, atol=1e-5)
 
 
@@ -68,15 +68,15 @@ def test_cached_logits_equal_the_full_forward_pass(stage, position):
 @pytest.mark.parametrize("stage", STAGES, ids=IDS)
 def test_ragged_prompts_give_the_logits_of_each_alone(stage, position):
     config, params = model_of(stage, position=position)
-    loose = unstack_layers(params)
+    weights = decoder_weights(config, stage, params)
     rows = [prefix_of(stage, frames, seed=frames) for frames in (3, 9, 6)]
     longest = max(map(len, rows))
     padding_B = np.array([longest - len(row) for row in rows])
     left_BT = np.stack([np.pad(row, (longest - len(row), 0), constant_values=5) for row in rows])
-    hidden_BTD, _ = forward_cached(config, loose, left_BT, padding_B, init_cache(config, 3, longest + 7), 0)
+    hidden_DBT, _ = forward_cached(config, weights, left_BT, padding_B, init_cache(config, 3, longest + 7), 0)
     for row, tokens in enumerate(rows):
         alone_1TV = Transformer(config).apply({"params": params}, tokens[None])
-        together_TV = hidden_BTD[row, padding_B[row] :] @ params["head"]
+        together_TV = hidden_DBT[:, row, padding_B[row] :].T @ params["head"]
         np.testing.assert_allclose(together_TV, alone_1TV[0], atol=1e-5)
 
 
@@ -87,10 +87,10 @@ def test_ragged_prompts_sample_the_tokens_of_each_alone(stage, float64):
     counts, may_end = [7, 12, 9], [True, False, True]
     keys_B = jax.random.split(jax.random.key(5), 3)
     sampling = Sampling(0.9, top_k=6, top_p=0.95)
-    together, ended = decode_stage(config, stage, params, rows, counts, may_end, keys_B, sampling)
+    together, ended = decode_stage(LanguageModel(stage, config, params), rows, counts, may_end, keys_B, sampling)
     for i in range(3):
         alone, alone_ended = decode_stage(
-            config, stage, params, [rows[i]], [counts[i]], [may_end[i]], keys_B[i : i + 1], sampling
+            LanguageModel(stage, config, params), [rows[i]], [counts[i]], [may_end[i]], keys_B[i : i + 1], sampling
         )
         np.testing.assert_array_equal(together[i], alone[0])
         assert ended[i] == alone_ended[0]
@@ -107,7 +107,12 @@ def test_only_legal_tokens_are_sampled_and_each_of_them_can_be(stage):
     params = {**params, "head": jnp.asarray(head_DV)}
     rows = [prefix_of(stage, 5, seed) for seed in range(16)]
     codes, ended = decode_stage(
-        config, stage, params, rows, [40] * 16, [False] * 16, jax.random.split(jax.random.key(0), 16), Sampling(1.0)
+        LanguageModel(stage, config, params),
+        rows,
+        [40] * 16,
+        [False] * 16,
+        jax.random.split(jax.random.key(0), 16),
+        Sampling(1.0),
     )
     assert not any(ended)
     codes_MQ = np.concatenate(codes)
@@ -122,9 +127,7 @@ def test_deduplicated_stage_never_repeats_a_token():
     config, params = model_of(stage)
     prefix = stage.prefix(None, np.array([3]))
     codes, _ = decode_stage(
-        config,
-        stage,
-        params,
+        LanguageModel(stage, config, params),
         [prefix] * 8,
         [60] * 8,
         [False] * 8,
@@ -143,12 +146,16 @@ def test_end_token_stops_a_row_at_a_whole_frame(stage):
     head_DV[:, EOS] = 2.0 * head_DV[:, stage.target_offset]
     params = {**params, "head": jnp.asarray(head_DV)}
     rows, keys_B = [prefix_of(stage, 5, seed) for seed in range(12)], jax.random.split(jax.random.key(1), 12)
-    codes, ended = decode_stage(config, stage, params, rows, [30] * 12, [True] * 12, keys_B, Sampling(1.0))
+    codes, ended = decode_stage(
+        LanguageModel(stage, config, params), rows, [30] * 12, [True] * 12, keys_B, Sampling(1.0)
+    )
     assert 0 < sum(ended)
     for codes_TQ, has_ended in zip(codes, ended, strict=True):
         assert (len(codes_TQ) < 30) == has_ended and len(codes_TQ) >= 1
         assert codes_TQ.min() >= 0
-    forbidden, never = decode_stage(config, stage, params, rows, [30] * 12, [False] * 12, keys_B, Sampling(1.0))
+    forbidden, never = decode_stage(
+        LanguageModel(stage, config, params), rows, [30] * 12, [False] * 12, keys_B, Sampling(1.0)
+    )
     assert not any(never) and all(len(codes_TQ) == 30 for codes_TQ in forbidden)
 
 
@@ -157,7 +164,12 @@ def test_greedy_decoding_follows_the_largest_legal_logit():
     config, params = model_of(stage)
     prefix = prefix_of(stage, 6, 0)
     codes, _ = decode_stage(
-        config, stage, params, [prefix], [5], [False], jax.random.split(jax.random.key(0), 1), Sampling(0.0)
+        LanguageModel(stage, config, params),
+        [prefix],
+        [5],
+        [False],
+        jax.random.split(jax.random.key(0), 1),
+        Sampling(0.0),
     )
     tokens = list(prefix)
     for index in range(10):
@@ -173,7 +185,8 @@ def test_level_logits_are_columns_of_the_full_output():
     stage = STAGES[2]
     config, params = model_of(stage)
     hidden_BD = np.random.default_rng(0).standard_normal((2, 16)).astype(np.float32)
-    logits_BK = level_logits(config, params, stage, hidden_BD, 2, np.array([True, False]), np.zeros(2, int))
+    weights = decoder_weights(config, stage, params)
+    logits_BK = level_logits(config, weights, stage, hidden_BD.T, 2, np.array([True, False]), np.zeros(2, int))
     full_BV = hidden_BD @ np.asarray(params["head"])
     start = stage.level_start(2)
     np.testing.assert_allclose(logits_BK[:, :8], full_BV[:, start : start + 8], rtol=1e-5, atol=1e-6)
@@ -184,10 +197,9 @@ def test_level_logits_are_columns_of_the_full_output():
 def test_same_keys_give_the_same_tokens_and_others_do_not():
     stage = STAGES[0]
     config, params = model_of(stage)
-    run = lambda seed: decode_stage(
-        config, stage, params, [stage.prefix(None, np.zeros(0, int))], [40], [False],
-        jax.random.split(jax.random.key(seed), 1), Sampling(1.0),
-    )[0][0]  # fmt: skip
+    lm, prefix = LanguageModel(stage, config, params), stage.prefix(None, np.zeros(0, int))
+    keys_B = lambda seed: jax.random.split(jax.random.key(seed), 1)
+    run = lambda seed: decode_stage(lm, [prefix], [40], [False], keys_B(seed), Sampling(1.0))[0][0]
     np.testing.assert_array_equal(run(3), run(3))
     assert not np.array_equal(run(3), run(4))
 
