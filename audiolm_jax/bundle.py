@@ -10,7 +10,8 @@ import pathlib
 from audiolm_jax import files
 from audiolm_jax.codec.codec import Codec
 from audiolm_jax.errors import UserError
-from audiolm_jax.generate import AudioLM, LanguageModel
+from audiolm_jax.generate import AudioLM
+from audiolm_jax.lm.decode import LanguageModel
 from audiolm_jax.lm.objective import stage_from_config, transformer_from_config
 from audiolm_jax.parts import Part, read_part, write_part
 from audiolm_jax.semantic.tokenizer import SemanticTokenizer

@@ -20,8 +20,8 @@ from audiolm_jax import accelerators, flops
 from audiolm_jax.codec.codec import Codec
 from audiolm_jax.codec.soundstream import Decoder, Encoder, SoundStreamConfig
 from audiolm_jax.config import language_model_config, soundstream_config, w2v_bert_config
-from audiolm_jax.generate import AudioLM, LanguageModel
-from audiolm_jax.lm.decode import decode_stage
+from audiolm_jax.generate import AudioLM
+from audiolm_jax.lm.decode import LanguageModel, decode_stage
 from audiolm_jax.lm.objective import stage_from_config, transformer_from_config
 from audiolm_jax.lm.sampling import Sampling
 from audiolm_jax.semantic.tokenizer import SemanticTokenizer
@@ -162,6 +162,7 @@ def measure_decoding(name: str, size: dict) -> tuple[Seconds, dict]:
     config = stage_config(name, size)
     stage, transformer = stage_from_config(config), transformer_from_config(config)
     params = random_weights(config)["params"]
+    lm = LanguageModel(stage, transformer, params)
     condition, frames = size["decode"][name]["condition"], size["decode"][name]["frames"]
     most, budget, levels = size["repeats"], size["budget"], stage.target.num_levels
     given = random_tokens(stage.condition.vocabulary, condition) if stage.condition else None
@@ -171,7 +172,7 @@ def measure_decoding(name: str, size: dict) -> tuple[Seconds, dict]:
     def decode(frames: int, batch: int = 1):
         keys_B = jax.random.split(jax.random.key(0), batch)
         args = ([prefix] * batch, [frames] * batch, [False] * batch, keys_B, sampling)
-        return decode_stage(transformer, stage, params, *args)
+        return decode_stage(lm, *args)
 
     seconds = {f"compile/decode/{name}": [seconds_of(lambda: decode(frames))]}
     seconds[f"decode/{name}"] = repeated(lambda: decode(frames), most, budget)
