@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.monitoring
 import numpy as np
 import pytest
 
@@ -164,3 +165,47 @@ def test_log_likelihood_is_the_plain_sum(model):
 def test_bad_requests(model, arguments, message):
     with pytest.raises(UserError, match=message):
         model.generate(**arguments)
+
+
+def test_streamed_is_not_streamed(model):
+    request = {"prompt_BW": prompts(2, 20000), "lengths_B": np.array([20000, 12345]), "seconds": 6.3, "seed": 3}
+    request |= {"sampling": {name: Sampling(2.0) for name in tiny.STAGES}, "num_samples": 2}
+    whole = model.generate(**request)
+    blocks = list(model.stream(**request))
+    assert all(block.wave_BW.shape[1] <= 16000 for block in blocks)
+    np.testing.assert_array_equal(np.concatenate([block.wave_BW for block in blocks], axis=1), whole.wave_BW)
+    np.testing.assert_array_equal(sum(block.lengths_B for block in blocks), whole.lengths_B)
+    # Rows of different length, each as its own codes sound.
+    assert len(set(whole.lengths_B)) > 1
+    for wave_W, codes_TQ, length in zip(whole.wave_BW, whole.acoustic_BTQ, whole.lengths_B, strict=True):
+        alone_1W = model.codec.decode(codes_TQ[None, codes_TQ[:, 0] >= 0])
+        np.testing.assert_allclose(wave_W[:length], alone_1W[0, :length], atol=1e-5)
+
+
+def test_the_first_block_comes_before_the_rest_is_sampled(model):
+    windows = model._windows(prompts(1, 16000), "continuation", 9.0, 1, 0, None, None, True)
+    (row,) = windows.rows
+    sampled = [len(row.acoustic) for _ in windows.blocks()]
+    # The prompt without a window; then, of windows of 2 s that carry 0.6 s, one after the other.
+    assert sampled[0] == 50 and sampled[1] == 100 and sampled[-1] == 500
+    assert sorted(set(sampled)) == sampled[:1] + list(range(100, 501, 70)) + [500]
+
+
+def test_stream_refuses_before_the_first_block(model):
+    with pytest.raises(UserError, match="unknown mode"):
+        model.stream(mode="improvise")
+
+
+def test_a_second_call_compiles_nothing(model):
+    compiled = []
+    listener = lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
+    request = {"seconds": 3.0, "num_samples": 2, "ignore_end": True}
+    model.generate(prompts(1, 16000, seed=1), **request)
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        model.generate(prompts(1, 16000, seed=2), seed=5, **request)
+        assert compiled == []
+        jax.jit(lambda x: x * 3.25)(1.0)
+        assert len(compiled) == 1
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
