@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from audiolm_jax.lm import decode
 from audiolm_jax.lm.decode import LanguageModel, decode_stage, decoder_weights, forward_cached, init_cache, level_logits
 from audiolm_jax.lm.sampling import Sampling
 from audiolm_jax.lm.stages import EOS, make_stage
@@ -24,17 +25,8 @@ IDS = ["semantic", "coarse", "fine", "piano", "acoustic-only"]
 
 
 def model_of(stage, seed=0, dtype="float32", **fields):
-    config = TransformerConfig(
-        stage.vocab_size,
-        num_layers=2,
-        num_heads=2,
-        embed_dim=16,
-        mlp_dim=32,
-        num_buckets=8,
-        max_distance=30,
-        dtype=dtype,
-        **fields,
-    )
+    sizes = {"num_layers": 2, "num_heads": 2, "embed_dim": 16, "mlp_dim": 32, "num_buckets": 8, "max_distance": 30}
+    config = TransformerConfig(stage.vocab_size, dtype=dtype, **{**sizes, **fields})
     params = nn.unbox(Transformer(config).init(jax.random.key(seed), jnp.zeros((1, 4), jnp.int32))["params"])
     # A sharper output than at initialisation, so that sampling has something to choose from.
     return config, {**params, "head": params["head"] * 4}
@@ -207,3 +199,66 @@ def test_same_keys_give_the_same_tokens_and_others_do_not():
 def test_bfloat16_cache_is_in_the_compute_type():
     config = dataclasses.replace(model_of(STAGES[0])[0], dtype="bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(init_cache(config, 1, 8))} == {jnp.dtype("bfloat16")}
+
+
+def test_cache_that_grows_samples_what_the_full_forward_pass_would(float64):
+    stage = STAGES[1]
+    config, params = model_of(stage, dtype="float64")
+    prefix = prefix_of(stage, 60, 0)
+    # 256 slots, then 512, then 1024.
+    lm, keys_B = LanguageModel(stage, config, params), jax.random.split(jax.random.key(2), 1)
+    (codes_TQ,), _ = decode_stage(lm, [prefix], [300], [False], keys_B, Sampling(1.0))
+    tokens = np.concatenate([prefix, stage.target.flatten(codes_TQ) + stage.target_offset])
+    assert len(tokens) > 512
+    logits_TV = Transformer(config).apply({"params": params}, tokens[None])[0]
+    for index, position in enumerate(range(len(prefix), len(tokens))):
+        start = stage.level_start(index % 2)
+        key = jax.random.fold_in(keys_B[0], index)
+        # The end token is not legal, and has its place among the logits.
+        legal_K = jnp.append(logits_TV[position - 1, start : start + 8], -jnp.inf)
+        assert tokens[position] == start + jax.random.categorical(key, legal_K)
+
+
+def test_rows_with_the_same_prefix_are_prefilled_once():
+    stage = STAGES[0]
+    config, params = model_of(stage)
+    seen = []
+    original = decode._prefill
+
+    def watched(config, num_slots, weights, prefix_UP, padding_U, source_B):
+        seen.append((prefix_UP.shape[0], source_B.tolist()))
+        return original(config, num_slots, weights, prefix_UP, padding_U, source_B)
+
+    first, second = (stage.prefix(None, np.array(tokens)) for tokens in ([3, 1, 4], [1, 5]))
+    keys_B = jax.random.split(jax.random.key(0), 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decode, "_prefill", watched)
+        lm = LanguageModel(stage, config, params)
+        together, _ = decode_stage(lm, [first, second, first, first], [9] * 4, [False] * 4, keys_B, Sampling(1.0))
+    assert seen == [(2, [0, 1, 0, 0])]
+    assert not np.array_equal(together[0], together[2])
+    alone, _ = decode_stage(lm, [first], [9], [False], keys_B[2:3], Sampling(1.0))
+    np.testing.assert_array_equal(together[2], alone[0])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 12, 13, 1000])
+def test_size_classes_hold_what_they_are_for(count):
+    size = decode.size_class(count)
+    assert count <= size <= max(1.5 * count, 1) and decode.size_class(size) == size
+    assert decode.slot_class(count) >= count and decode.slot_class(decode.slot_class(count)) == decode.slot_class(count)
+
+
+def test_weights_in_8_bits_are_near_the_trained():
+    stage = STAGES[2]
+    config, params = model_of(stage, embed_dim=64, mlp_dim=128)
+    exact, rounded = (decoder_weights(config, stage, params, int8=int8) for int8 in (False, True))
+    weight, small = exact["layers"][1]["wide"], rounded["layers"][1]["wide"]
+    assert small["int8"].dtype == jnp.int8 and int(jnp.abs(small["int8"]).max()) == 127
+    np.testing.assert_allclose(small["int8"] * small["scale"], weight, atol=float(jnp.abs(weight).max()) / 254 + 1e-7)
+    tokens_BT = np.random.default_rng(0).integers(0, stage.vocab_size, (2, 20)).astype(np.int32)
+    hidden = [
+        forward_cached(config, weights, tokens_BT, jnp.zeros(2, int), init_cache(config, 2, 20), 0)[0]
+        for weights in (exact, rounded)
+    ]
+    difference = float(jnp.linalg.norm(hidden[1] - hidden[0]) / jnp.linalg.norm(hidden[0]))
+    assert 0 < difference < 0.02
