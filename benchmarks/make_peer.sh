@@ -23,7 +23,9 @@ root="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)"
 directory="${1:-$root/.peer-venv}"
 
 "${PYTHON:-python3.11}" -m venv "$directory"
-# audiolm-pytorch names fairseq, torchaudio and wandb among its needs, hence --no-deps; the pins name all others.
-"$directory/bin/python" -m pip install --quiet --disable-pip-version-check --no-input --no-deps \
-  --requirement "$root/benchmarks/peer_requirements.txt"
+pip_install() { "$directory/bin/python" -m pip install --quiet --disable-pip-version-check --no-input "$@"; }
+
+pip_install --requirement "$root/benchmarks/peer_requirements.txt"
+# These name fairseq, torchaudio and wandb among their needs.
+pip_install --no-deps audiolm-pytorch==2.4.0 encodec==0.1.1
 printf 'peer: %s\n' "$directory/bin/python" >&2

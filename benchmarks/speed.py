@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py                               # on the CPU, one thread; alone
     bash benchmarks/make_peer.sh                             # once: audiolm-pytorch 2.4.0 in an environment of its own
-    python benchmarks/speed.py --peer                        # both in one run: about a quarter of an hour
+    python benchmarks/speed.py --peer                        # both in one run: about 25 minutes
     python benchmarks/speed.py --sizes=paper                 # on a GPU: the recipes' sizes in bfloat16
     python benchmarks/speed.py --page                        # docs/speed.md anew from the results there are
 
@@ -168,7 +168,7 @@ Made by `python benchmarks/speed.py` from the JSON in `benchmarks/results/`. Med
   aside; on a known accelerator the causal half of attention comes to it.
 - *The peer* has its key/value cache on and its end token off, and its flash attention off, since with it its logits
   are wrong; it trains with its own AdamW and clipping. Its import is without fairseq, torchaudio and wandb.
-- *Compiling* is the first call less a later one.
+- *Compiling* is the first call less a later one; where one call takes a minute, that is good to a second or two.
 - *A step* of decoding is what all steps took, less the prefix, over their number; the peer's holds its prefix of one.
 {% for result in results %}
 ## {{ result.title }}
@@ -201,7 +201,7 @@ def number(value: float | None) -> str:
 
 def run_child(command: list[str], core: int | None, python_path: bool) -> float:
     """Runs a program on one core (all where None) and returns how long it took; what it says on stderr is shown."""
-    environment = {**os.environ, "TQDM_DISABLE": "1"}
+    environment = {**os.environ, "TQDM_DISABLE": "1", "LOGURU_LEVEL": "ERROR"}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     environment.pop("PYTHONPATH", None)
     if python_path:
