@@ -4,6 +4,7 @@ BUNDLE/audiolm.json               format version; config and fingerprint of each
 BUNDLE/{codec,semantic_tokenizer,semantic,coarse,fine}/   exported parts
 """
 
+import dataclasses
 import json
 import pathlib
 
@@ -16,6 +17,7 @@ from audiolm_jax.lm.objective import stage_from_config, transformer_from_config
 from audiolm_jax.parts import Part, read_part, write_part
 from audiolm_jax.semantic.tokenizer import SemanticTokenizer
 
+WEIGHTS = ("float32", "bfloat16", "int8")
 FORMAT_VERSION = 1
 FILE = "audiolm.json"
 KINDS = {
@@ -49,12 +51,20 @@ def tokenizer_from_part(part: Part) -> SemanticTokenizer:
     return SemanticTokenizer.from_weights(part.config, weights, clusters)
 
 
-def load_bundle(path: str | pathlib.Path) -> AudioLM:
+def load_bundle(path: str | pathlib.Path, weights: str | None = None) -> AudioLM:
     """Loads a bundle.
 
+    Args:
+      path: the folder that `write_bundle` made.
+      weights: what the language models keep in memory and read in each step of decoding: "float32", "bfloat16" (which
+        computes in it, too), or "int8" (8 bits and a scale for each output; computes in the type that the model was
+        trained in). That type by default.
+
     Raises:
-      UserError: not a bundle, a part that is missing, changed, or does not fit the others (by name).
+      UserError: not a bundle, a part that is missing, changed, or does not fit the others (by name), unknown weights.
     """
+    if weights not in (None, *WEIGHTS):
+        raise UserError("unknown weights", weights, f"use one of {', '.join(WEIGHTS)}")
     folder = pathlib.Path(path)
     if not (folder / FILE).is_file():
         raise UserError("not a bundle", path, "make one with `audiolm bundle`")
@@ -77,8 +87,11 @@ def load_bundle(path: str | pathlib.Path) -> AudioLM:
     for role in ("semantic", "coarse", "fine"):
         if role in parts:
             config = parts[role].config
+            transformer = transformer_from_config(config)
+            if weights in ("float32", "bfloat16"):
+                transformer = dataclasses.replace(transformer, dtype=weights)
             params = parts[role].weights["params"]
-            stages[role] = LanguageModel(stage_from_config(config), transformer_from_config(config), params)
+            stages[role] = LanguageModel(stage_from_config(config), transformer, params, int8=weights == "int8")
     return AudioLM(
         codec=_codec(parts["codec"]),
         tokenizer=tokenizer_from_part(parts["semantic_tokenizer"]),

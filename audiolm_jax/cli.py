@@ -369,6 +369,9 @@ def _add_generate(command):
     added.add_argument("--num_samples", type=int, default=1, metavar="n", help="for each prompt (default: 1)")
     added.add_argument("--seed", type=int, default=0, help="the same seed gives the same audio (default: 0)")
     added.add_argument("--ignore_end", action="store_true", help="never stop at a sampled end token")
+    added.add_argument(
+        "--weights", help="float32, bfloat16 or int8: what each step reads (default: the type trained in)"
+    )
     for name, kind, text in (
         ("temperature", float, "divides the logits; 0 is greedy (default: the paper's 0.6, 0.8, 0.6)"),
         ("top_k", int, "sample from the k most likely tokens (default: 0, all)"),
@@ -397,6 +400,7 @@ def _generate(options, _):
             num_samples=options.num_samples,
             seed=options.seed,
             ignore_end=options.ignore_end,
+            weights=options.weights,
             output=options.output,
             sampling={s: {name: setting(name, s) for name in ("temperature", "top_k", "top_p")} for s in STAGES},
         )

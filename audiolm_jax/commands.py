@@ -143,7 +143,8 @@ class GenerateOptions:
     """Options of `audiolm generate`, as on the command line.
 
     Attributes:
-      bundle, mode, output, prompt, prompt_seconds, seconds, num_samples, seed, ignore_end: as `--help` says.
+      bundle, mode, output, prompt, prompt_seconds, seconds, num_samples, seed, ignore_end, weights: as
+        `--help` says.
       sampling: settings given for each stage, by name; None leaves the paper's.
       batch_rows: how many rows are generated at once.
     """
@@ -157,6 +158,7 @@ class GenerateOptions:
     num_samples: int = 1
     seed: int = 0
     ignore_end: bool = False
+    weights: str | None = None
     sampling: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     batch_rows: int = 16
 
@@ -168,7 +170,7 @@ def generate(options: GenerateOptions) -> list[dict[str, Any]]:
         raise UserError("prompt_seconds out of range", options.prompt_seconds, "give more than 0")
     paths = [recording.path for prompt in options.prompt for recording in manifest.read_manifest(prompt)]
     names = _unique_stems(paths) if paths else ["unconditional"]
-    model = bundle.load_bundle(options.bundle)
+    model = bundle.load_bundle(options.bundle, options.weights)
     end = options.prompt_seconds if options.mode == "continuation" else None
     prompts = [audio.read(path, model.codec.sample_rate, end=end) for path in paths]
     sampling = {
@@ -217,7 +219,7 @@ def _entry(name, prompt, prompt_length, sample, row, result: Generation, options
         "seconds": int(result.lengths_B[row]) / result.sample_rate,
         "ended": bool(result.ended_B[row]),
         "seed": options.seed,
-        "settings": {**settings, "ignore_end": options.ignore_end},
+        "settings": {**settings, "ignore_end": options.ignore_end, "weights": options.weights},
         "tokens_per_second": result.tokens_per_second,
     }
 

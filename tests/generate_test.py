@@ -15,8 +15,13 @@ from tests import tiny
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return audiolm_jax.load_bundle(tiny.write_bundle(tmp_path_factory.mktemp("bundle")))
+def folder(tmp_path_factory):
+    return tiny.write_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return audiolm_jax.load_bundle(folder)
 
 
 def prompts(count=2, samples=16000, seed=0):
@@ -209,3 +214,18 @@ def test_a_second_call_compiles_nothing(model):
         assert len(compiled) == 1
     finally:
         jax.monitoring.unregister_event_duration_listener(listener)
+
+
+@pytest.mark.parametrize(("weights", "found"), [("bfloat16", "bfloat16"), ("int8", "int8"), ("float32", "float32")])
+def test_weights_as_wished(model, folder, weights, found):
+    small = audiolm_jax.load_bundle(folder, weights=weights)
+    for lm in small.stages.values():
+        assert str(jax.tree.leaves(lm.weights["layers"][0]["wide"])[0].dtype) == found
+    out = small.generate(prompts(1), seconds=0.6, ignore_end=True)
+    assert out.lengths_B.tolist() == [16000 + 9600]
+    assert_sound(out)
+
+
+def test_unknown_weights_are_refused(folder):
+    with pytest.raises(UserError, match="unknown weights: int4"):
+        audiolm_jax.load_bundle(folder, weights="int4")

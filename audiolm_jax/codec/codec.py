@@ -28,9 +28,9 @@ class Codec:
 
     @classmethod
     def from_weights(cls, config: Mapping[str, Any], weights: Any) -> "Codec":
-        """The codec of a training config (its `model` fields count) and its weights."""
+        """The codec of a training config (its `model` fields count), with its weights put on the device."""
         model = dict(config["model"])
-        return cls(SoundStreamConfig(**{**model, "strides": tuple(model["strides"])}), weights)
+        return cls(SoundStreamConfig(**{**model, "strides": tuple(model["strides"])}), jax.device_put(weights))
 
     @property
     def sample_rate(self) -> int:
