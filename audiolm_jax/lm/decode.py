@@ -7,8 +7,7 @@ The cache grows: each loop runs over a cache of a fixed number of slots, and whe
 one. A step so reads little more of the cache than it needs, memory follows the length, and the compiled programs, one
 for each cache size, serve requests of every length.
 
-Activations are columns, [D, M] with M = B · T, and weights [outputs, inputs]: a step of a few rows then reads each
-matrix once, row by row, which matters on a CPU and is indifferent elsewhere.
+Activations are columns, [D, M] with M = B · T: see `decoder_weights`.
 
 Shape suffixes: B batch, U different prefixes, P prefix positions, T positions, S cache slots, M columns (B · T),
 N heads, H head width, D model, F feed-forward, K codes, Q levels.
@@ -25,64 +24,11 @@ import numpy as np
 
 from audiolm_jax.lm.attention import relative_position_bias, rotate
 from audiolm_jax.lm.sampling import Sampling, sample
-from audiolm_jax.lm.stages import BOS, EOS, Stage
+from audiolm_jax.lm.stages import BOS, Stage
 from audiolm_jax.lm.transformer import TransformerConfig
+from audiolm_jax.lm.weights import Weights, decoder_weights, for_a_single_row, in_huge_pages, product
 
-Weights = dict[str, Any]
 Cache = list[dict[str, jax.Array]]
-
-
-@functools.partial(jax.jit, static_argnames=("config", "stage", "int8"))
-def decoder_weights(config: TransformerConfig, stage: Stage, params: dict[str, Any], int8: bool = False) -> Weights:
-    """The parameters as decoding reads them: in the compute type, layers apart, matrices as [outputs, inputs].
-
-    Args:
-      config, stage: the stage's transformer.
-      params: as trained, without axis names.
-      int8: keep the layers' matrices and the output in 8 bits, with one scale for each output (the largest absolute
-        weight is 127): a quarter of float32's bytes to read in a step, at some loss of accuracy.
-    """
-    dtype = config.dtype
-
-    def matrix(weight: jax.Array) -> jax.Array | dict[str, jax.Array]:
-        if not int8:
-            return weight.astype(dtype)
-        scale = jnp.maximum(jnp.max(jnp.abs(weight), axis=-1, keepdims=True), 1e-12) / 127
-        return {"int8": jnp.round(weight / scale).astype(jnp.int8), "scale": scale.astype(dtype)}
-
-    def layer_weights(layer: dict[str, Any]) -> Weights:
-        heads, mlp = layer["attention"], layer["mlp"]
-        # Rows ordered by head, so that heads can be shared out among devices.
-        qkv_DN3H = jnp.stack([heads["query"], heads["key"], heads["value"]], axis=2)
-        return {
-            "attention_norm": layer["attention_norm"]["scale"],
-            "qkv": matrix(qkv_DN3H.reshape(config.embed_dim, -1).T),
-            "out": matrix(heads["out"].reshape(-1, config.embed_dim).T),
-            "mlp_norm": layer["mlp_norm"]["scale"],
-            **{name: matrix(weight.T) for name, weight in mlp.items()},
-        }
-
-    # What may follow in each level: its codes, and last the end token.
-    head_VD, size = params["head"].T, stage.target.codebook_size
-    starts = [stage.level_start(level) for level in range(stage.target.num_levels)]
-    levels = [jnp.concatenate([head_VD[start : start + size], head_VD[EOS : EOS + 1]]) for start in starts]
-    return {
-        "embedding": params["embedding"]["embedding"].astype(dtype),
-        "position_bias": params.get("position_bias"),
-        "layers": [
-            layer_weights(jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"])) for i in range(config.num_layers)
-        ],
-        "final_norm": params["final_norm"]["scale"],
-        "levels": matrix(jnp.stack(levels)),
-    }
-
-
-def _product(weight: Any, x_DM: jax.Array, output_dtype: Any = None) -> jax.Array:
-    """weight [F, D] · x [D, M] → [F, M]."""
-    if isinstance(weight, dict):
-        y_FM = jnp.matmul(weight["int8"].astype(x_DM.dtype), x_DM, preferred_element_type=output_dtype)
-        return y_FM * weight["scale"].astype(y_FM.dtype)
-    return jnp.matmul(weight, x_DM, preferred_element_type=output_dtype)
 
 
 def _rms_norm(config: TransformerConfig, scale_D: jax.Array, x_DM: jax.Array) -> jax.Array:
@@ -142,10 +88,10 @@ def forward_cached(
         mixed_DM, layer_cache = _attention(config, layer, x_DM, bias_BNTS, layer_cache, slot)
         x_DM = x_DM + mixed_DM
         normed_DM = _rms_norm(config, layer["mlp_norm"], x_DM)
-        hidden_FM = jax.nn.gelu(_product(layer["wide"], normed_DM))
+        hidden_FM = jax.nn.gelu(product(layer["wide"], normed_DM))
         if config.gated_mlp:
-            hidden_FM = hidden_FM * _product(layer["gate"], normed_DM)
-        x_DM = x_DM + _product(layer["narrow"], hidden_FM)
+            hidden_FM = hidden_FM * product(layer["gate"], normed_DM)
+        x_DM = x_DM + product(layer["narrow"], hidden_FM)
         written.append(layer_cache)
     return _rms_norm(config, weights["final_norm"], x_DM).reshape(-1, batch, num_queries), written
 
@@ -153,7 +99,7 @@ def forward_cached(
 def _attention(config: TransformerConfig, layer: Weights, x_DM, bias_BNTS, cache, slot):
     """One layer's attention over the whole cache, into which this call's keys and values are written first."""
     num_queries, heads = bias_BNTS.shape[-2], (config.num_heads, config.head_dim)
-    qkv = _product(layer["qkv"], _rms_norm(config, layer["attention_norm"], x_DM))
+    qkv = product(layer["qkv"], _rms_norm(config, layer["attention_norm"], x_DM))
     q_NHBT, k_NHBT, v_NHBT = jnp.moveaxis(qkv.reshape(heads[0], 3, heads[1], -1, num_queries), 1, 0)
     if config.position == "rotary":
         position_T = slot + jnp.arange(num_queries)
@@ -165,7 +111,7 @@ def _attention(config: TransformerConfig, layer: Weights, x_DM, bias_BNTS, cache
     logits_BNTS = jnp.einsum("...TH,...SH->...TS", rows(q_NHBT), cache["k"], preferred_element_type=config.param_dtype)
     shares_BNTS = jax.nn.softmax(logits_BNTS + bias_BNTS, axis=-1).astype(config.dtype)
     mixed_BNTH = jnp.einsum("...TS,...SH->...TH", shares_BNTS, cache["v"]).reshape(-1, heads[0], num_queries, heads[1])
-    return _product(layer["out"], jnp.transpose(mixed_BNTH, (1, 3, 0, 2)).reshape(config.embed_dim, -1)), cache
+    return product(layer["out"], jnp.transpose(mixed_BNTH, (1, 3, 0, 2)).reshape(config.embed_dim, -1)), cache
 
 
 def _rotate(x_NHBT: jax.Array, position_T: jax.Array) -> jax.Array:
@@ -189,7 +135,7 @@ def level_logits(
     """
     size = stage.target.codebook_size
     level_KD = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, level, keepdims=False), weights["levels"])
-    logits_KB = _product(level_KD, hidden_DB, output_dtype=config.param_dtype)
+    logits_KB = product(level_KD, hidden_DB, output_dtype=config.param_dtype)
     legal_KB = jnp.ones((size + 1, 1), bool)
     if stage.target.deduplicate:
         legal_KB = previous_B != stage.level_start(level) + jnp.arange(size + 1)[:, None]
@@ -276,8 +222,8 @@ def size_class(count: int) -> int:
 
 
 def slot_class(count: int) -> int:
-    """The least cache size that holds `count` slots."""
-    return 256 if count <= 256 else round_up(count, 512)
+    """The least cache size that holds `count` slots; the coarser, the larger."""
+    return round_up(count, 128 if count <= 256 else 256 if count <= 1024 else 512)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,7 +242,15 @@ class LanguageModel:
     @functools.cached_property
     def weights(self) -> Weights:
         """See `decoder_weights`; made when first needed."""
-        return decoder_weights(self.config, self.stage, self.params, self.int8)
+        return in_huge_pages(decoder_weights(self.config, self.stage, self.params, self.int8))
+
+    def step_weights(self, batch: int) -> Weights:
+        """The weights for steps of so many rows."""
+        return self._single_row_weights if batch == 1 and jax.default_backend() == "cpu" else self.weights
+
+    @functools.cached_property
+    def _single_row_weights(self) -> Weights:
+        return in_huge_pages(for_a_single_row(self.weights))
 
 
 def decode_stage(
@@ -324,14 +278,14 @@ def decode_stage(
       codes of each row, int32 [frames, levels] with fewer frames where the end token was sampled, and
       whether it was.
     """
-    config, stage, weights = lm.config, lm.stage, lm.weights
+    config, stage = lm.config, lm.stage
     num_rows, levels = len(prefixes), stage.target.num_levels
     batch = size_class(num_rows)
     extra = batch - num_rows
     num_tokens_B = np.pad(np.array(num_frames, np.int32) * levels, (0, extra))
     prefix_UP, padding_U, source_B = _different_prefixes([*prefixes, *[prefixes[0]] * extra])
     prefix_length = prefix_UP.shape[1]
-    hidden_DB, cache = _prefill(config, slot_class(prefix_length + 1), weights, prefix_UP, padding_U, source_B)
+    hidden_DB, cache = _prefill(config, slot_class(prefix_length + 1), lm.weights, prefix_UP, padding_U, source_B)
     rows = {
         "prefix_length": np.int32(prefix_length),
         "padding_B": padding_U[source_B],
@@ -352,7 +306,7 @@ def decode_stage(
         if state["index"] > 0:
             state["cache"] = _grow(state["cache"], slot_class(cache_slots(state["cache"]) + 1))
         first = prefix_length + int(state["index"])
-        state, codes_BS = _sample_tokens(config, stage, sampling, weights, rows, state)
+        state, codes_BS = _sample_tokens(config, stage, sampling, lm.step_weights(batch), rows, state)
         pieces.append(np.asarray(codes_BS)[:, first : prefix_length + int(state["index"])])
     codes_BT = np.concatenate([np.zeros((batch, 0), np.int32), *pieces], axis=1)
     sampled = []

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from audiolm_jax.lm import decode
-from audiolm_jax.lm.decode import LanguageModel, decode_stage, decoder_weights, forward_cached, init_cache, level_logits
+from audiolm_jax.lm import decode, weights
+from audiolm_jax.lm.decode import LanguageModel, decode_stage, forward_cached, init_cache, level_logits
 from audiolm_jax.lm.sampling import Sampling
 from audiolm_jax.lm.stages import EOS, make_stage
 from audiolm_jax.lm.transformer import Transformer, TransformerConfig
+from audiolm_jax.lm.weights import decoder_weights, for_a_single_row
 
 LAYOUT = {
     "num_clusters": 16, "codebook_size": 8, "num_quantizers": 5, "num_coarse_quantizers": 2,
@@ -48,10 +49,12 @@ def test_cached_logits_equal_the_full_forward_pass(stage, position, batch, gated
     config, params = model_of(stage, position=position, gated_mlp=gated)
     tokens_BT = np.random.default_rng(0).integers(0, stage.vocab_size, (batch, 30)).astype(np.int32)
     full_BTV = Transformer(config).apply({"params": params}, tokens_BT)
-    weights, cache = decoder_weights(config, stage, params), init_cache(config, batch, 40)
+    loose, cache = decoder_weights(config, stage, params), init_cache(config, batch, 40)
+    step_weights = for_a_single_row(loose) if batch == 1 else loose
     padding_B, pieces = jnp.zeros(batch, jnp.int32), []
     for start, stop in [(0, 11), (11, 12), (12, 20), *((t, t + 1) for t in range(20, 30))]:
-        hidden_DBT, cache = forward_cached(config, weights, tokens_BT[:, start:stop], padding_B, cache, start)
+        used = step_weights if stop == start + 1 else loose
+        hidden_DBT, cache = forward_cached(config, used, tokens_BT[:, start:stop], padding_B, cache, start)
         pieces.append(jnp.einsum("DBT,DV->BTV", hidden_DBT, params["head"]))
     np.testing.assert_allclose(np.concatenate(pieces, axis=1), full_BTV, atol=1e-5)
 
@@ -60,12 +63,12 @@ def test_cached_logits_equal_the_full_forward_pass(stage, position, batch, gated
 @pytest.mark.parametrize("stage", STAGES, ids=IDS)
 def test_ragged_prompts_give_the_logits_of_each_alone(stage, position):
     config, params = model_of(stage, position=position)
-    weights = decoder_weights(config, stage, params)
+    loose = decoder_weights(config, stage, params)
     rows = [prefix_of(stage, frames, seed=frames) for frames in (3, 9, 6)]
     longest = max(map(len, rows))
     padding_B = np.array([longest - len(row) for row in rows])
     left_BT = np.stack([np.pad(row, (longest - len(row), 0), constant_values=5) for row in rows])
-    hidden_DBT, _ = forward_cached(config, weights, left_BT, padding_B, init_cache(config, 3, longest + 7), 0)
+    hidden_DBT, _ = forward_cached(config, loose, left_BT, padding_B, init_cache(config, 3, longest + 7), 0)
     for row, tokens in enumerate(rows):
         alone_1TV = Transformer(config).apply({"params": params}, tokens[None])
         together_TV = hidden_DBT[:, row, padding_B[row] :].T @ params["head"]
@@ -177,8 +180,8 @@ def test_level_logits_are_columns_of_the_full_output():
     stage = STAGES[2]
     config, params = model_of(stage)
     hidden_BD = np.random.default_rng(0).standard_normal((2, 16)).astype(np.float32)
-    weights = decoder_weights(config, stage, params)
-    logits_BK = level_logits(config, weights, stage, hidden_BD.T, 2, np.array([True, False]), np.zeros(2, int))
+    loose = decoder_weights(config, stage, params)
+    logits_BK = level_logits(config, loose, stage, hidden_BD.T, 2, np.array([True, False]), np.zeros(2, int))
     full_BV = hidden_BD @ np.asarray(params["head"])
     start = stage.level_start(2)
     np.testing.assert_allclose(logits_BK[:, :8], full_BV[:, start : start + 8], rtol=1e-5, atol=1e-6)
@@ -205,7 +208,7 @@ def test_cache_that_grows_samples_what_the_full_forward_pass_would(float64):
     stage = STAGES[1]
     config, params = model_of(stage, dtype="float64")
     prefix = prefix_of(stage, 60, 0)
-    # 256 slots, then 512, then 1024.
+    # 256 slots, then 512, then 768.
     lm, keys_B = LanguageModel(stage, config, params), jax.random.split(jax.random.key(2), 1)
     (codes_TQ,), _ = decode_stage(lm, [prefix], [300], [False], keys_B, Sampling(1.0))
     tokens = np.concatenate([prefix, stage.target.flatten(codes_TQ) + stage.target_offset])
@@ -257,8 +260,16 @@ def test_weights_in_8_bits_are_near_the_trained():
     np.testing.assert_allclose(small["int8"] * small["scale"], weight, atol=float(jnp.abs(weight).max()) / 254 + 1e-7)
     tokens_BT = np.random.default_rng(0).integers(0, stage.vocab_size, (2, 20)).astype(np.int32)
     hidden = [
-        forward_cached(config, weights, tokens_BT, jnp.zeros(2, int), init_cache(config, 2, 20), 0)[0]
-        for weights in (exact, rounded)
+        forward_cached(config, loose, tokens_BT, jnp.zeros(2, int), init_cache(config, 2, 20), 0)[0]
+        for loose in (exact, rounded)
     ]
     difference = float(jnp.linalg.norm(hidden[1] - hidden[0]) / jnp.linalg.norm(hidden[0]))
     assert 0 < difference < 0.02
+
+
+def test_huge_pages_hold_the_same_weights():
+    tree = {"large": jnp.arange(2**20, dtype=jnp.float32).reshape(1024, 1024), "small": jnp.ones(3)}
+    moved = weights.in_huge_pages(tree)
+    jax.tree.map(np.testing.assert_array_equal, moved, tree)
+    assert moved["large"].unsafe_buffer_pointer() % weights.HUGE_PAGE == 0
+    assert moved["small"] is tree["small"]
