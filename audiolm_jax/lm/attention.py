@@ -11,6 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+# By this name attention's output is kept for the backward pass where a checkpointing policy says so.
+ATTENTION_OUTPUT = "attention_output"
+
 
 def relative_position_bucket(distance: jax.Array, num_buckets: int, max_distance: int) -> jax.Array:
     """T5's causal bucket of the distance query − key (Raffel et al., 2020, §2.1).

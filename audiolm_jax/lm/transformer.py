@@ -18,11 +18,11 @@ from jax.ad_checkpoint import checkpoint_name
 
 from audiolm_jax.lm import attention
 
-ATTENTION_OUTPUT = "attention_output"
+
 REMAT_POLICIES = {
     "minimal": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(ATTENTION_OUTPUT),
+        jax.checkpoint_policies.save_only_these_names(attention.ATTENTION_OUTPUT),
     ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
@@ -116,7 +116,7 @@ class Attention(nn.Module):
         attend = attention.causal_attention if self.is_initializing() else attention.sharded_causal_attention
         settings = (config.max_distance, config.block_positions)
         mixed_BTNH = attend(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, *settings)
-        mixed_BTNH = checkpoint_name(mixed_BTNH, ATTENTION_OUTPUT)
+        mixed_BTNH = checkpoint_name(mixed_BTNH, attention.ATTENTION_OUTPUT)
         out_NHD = _weight(self, "out", (*inner[1:], config.embed_dim), ("heads", "kv", "embed"), scale)
         return jnp.einsum("BTNH,NHD->BTD", mixed_BTNH, out_NHD)
 
