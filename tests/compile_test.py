@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -18,7 +19,8 @@ pytest.importorskip("libtpu")
 from audiolm_jax import compile as aot
 from audiolm_jax import hlo
 from audiolm_jax.errors import UserError
-from audiolm_jax.training import sharding
+from audiolm_jax.training import registry, sharding
+from audiolm_jax.training.step import abstract_key, build_program
 from tests import tiny
 
 SIZES = {
@@ -67,6 +69,26 @@ def test_recomputation_costs_flops_and_saves_memory():
     assert 1.2 < full["flops_per_device"] / kept["flops_per_device"] < 1.4
     assert full["peak_bytes_per_device"] < kept["peak_bytes_per_device"]
     assert full["model_flops"] == kept["model_flops"]
+
+
+@pytest.mark.parametrize(("topology", "packing"), [("v4:2x2x1", False), ("v6e:2x2", True)])
+def test_fused_attention_is_one_kernel_in_each_pass_and_no_array_of_logits(topology, packing):
+    sizes = {"model.remat": "minimal", "model.block_positions": 0, "packing": packing, "stage.crop_seconds": 3.0}
+    texts = {}
+    for attention in ("fused", "xla"):
+        config = tiny.config_of("coarse", **{**SIZES, **sizes, "model.attention": attention})
+        mesh = sharding.make_mesh(config.mesh, aot.slice_devices(topology, 1))
+        with sharding.active(mesh):
+            program = build_program(config, mesh)
+            batch = registry.abstract_batch(config)
+            compiled = program.step.lower(program.abstract_state, batch, abstract_key()).compile()
+        texts[attention] = compiled.as_text()
+    length = batch["decoder_input_tokens"].shape[1]
+    logits = f",{length},{length}]"
+    # Attention's output is kept: recomputing a layer for its backward pass does not attend again.
+    kernels = re.findall(r"%(\w+_kernel)\S* = ", texts["fused"])
+    assert sorted(kernels) == ["backward_kernel", "forward_kernel"] and logits not in texts["fused"]
+    assert logits in texts["xla"]
 
 
 def test_a_chip_is_one_device_on_v4():

@@ -5,11 +5,10 @@ Shape suffixes: B batch, T queries, S keys, N heads, H head width, R buckets.
 
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.ad_checkpoint import checkpoint_name
 
 # By this name attention's output is kept for the backward pass where a checkpointing policy says so.
 ATTENTION_OUTPUT = "attention_output"
@@ -118,8 +117,11 @@ def causal_attention(
       [B, T, N, H] in v's type.
     """
     if block_positions == 0:
-        return _attend_block(segment_ids_BT, max_distance, 0, q_BTNH, k_BTNH, v_BTNH, table_RN)
-    return _blocked_attention(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, max_distance, block_positions)
+        mixed_BTNH = _attend_block(segment_ids_BT, max_distance, 0, q_BTNH, k_BTNH, v_BTNH, table_RN)
+    else:
+        settings = (max_distance, block_positions)
+        mixed_BTNH = _blocked_attention(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, *settings)
+    return checkpoint_name(mixed_BTNH, ATTENTION_OUTPUT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
@@ -172,26 +174,3 @@ def _blocked_attention_backward(max_distance, block_positions, saved, grad_BTNH)
 
 
 _blocked_attention.defvjp(_blocked_attention_forward, _blocked_attention_backward)
-
-
-def sharded_causal_attention(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, *settings: int) -> jax.Array:
-    """`causal_attention`, on a mesh by each device for its own rows and heads.
-
-    Left to the partitioner, the gradient of the bias would be summed over the batch — so over devices — before it is
-    summed over distances: T · S numbers a head on the network instead of one a bucket.
-    """
-    if jax.sharding.get_abstract_mesh().empty:
-        return causal_attention(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, *settings)
-    heads = nn.logical_to_mesh_axes(("batch", "length", "heads", "kv"))
-    table = None if table_RN is None else nn.logical_to_mesh_axes(("buckets", "heads"))
-    segments = None if segment_ids_BT is None else PartitionSpec(*heads[:2])
-
-    def local(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT):
-        if table_RN is not None:
-            # A copy for every share of the batch: it is the copies' gradients, of a few buckets, that are summed.
-            table_RN = jax.lax.pcast(table_RN, heads[0], to="varying")
-        return causal_attention(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, *settings)
-
-    return jax.shard_map(local, in_specs=(heads, heads, heads, table, segments), out_specs=heads)(
-        q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT
-    )

@@ -217,8 +217,9 @@ class _Tile:
         """A group's queries, keys, … with the other heads' numbers set to 0."""
         if self.settings.group == 1:
             return x_XD
-        head_XD = jax.lax.broadcasted_iota(jnp.int32, x_XD.shape, 1) // self.settings.width
-        return jnp.where(head_XD == head, x_XD, jnp.zeros_like(x_XD))
+        column_XD, first = jax.lax.broadcasted_iota(jnp.int32, x_XD.shape, 1), head * self.settings.width
+        own_XD = (column_XD >= first) & (column_XD < first + self.settings.width)
+        return jnp.where(own_XD, x_XD, jnp.zeros_like(x_XD))
 
 
 def _product(left: jax.Array, right: jax.Array, axes: tuple[int, int]) -> jax.Array:
@@ -462,7 +463,7 @@ class _InputSpecs:
         causal, block = not self._settings.has_prefix, self._settings.block
 
         def queries_outside(b, g, query, key, prefix_ref):
-            last = query if causal else jnp.maximum(query, (prefix_ref[b] + block - 1) // block - 1)
+            last = query if causal else jnp.maximum(query, jax.lax.div(prefix_ref[b] - 1, block))
             return of_tile(b, g, query, jnp.minimum(key, last))
 
         def keys_outside(b, g, key, query, prefix_ref):

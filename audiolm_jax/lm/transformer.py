@@ -14,10 +14,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from audiolm_jax.lm import attention
-
+from audiolm_jax.lm.self_attention import self_attention
 
 REMAT_POLICIES = {
     "minimal": jax.checkpoint_policies.save_from_both_policies(
@@ -36,6 +35,7 @@ class TransformerConfig:
       gated_mlp: T5 1.1's gated GELU (three matrices) instead of the plain GELU (two).
       position: "relative_bias" (T5's, one table for all layers) or "rotary".
       num_buckets, max_distance: of the relative position bias.
+      attention: "fused" (one kernel where the device has one) or "xla"; see `self_attention.self_attention`.
       block_positions: for how many positions at a time the logits of attention and of the vocabulary exist, to be
         computed anew in the backward pass; 0: for all, and they are kept.
       dtype: computation's type; parameters stay float32 (float64 under x64 with dtype "float64").
@@ -52,6 +52,7 @@ class TransformerConfig:
     position: str = "relative_bias"
     num_buckets: int = 32
     max_distance: int = 128
+    attention: str = "xla"
     block_positions: int = 0
     dtype: str = "float32"
     remat: str = "none"
@@ -113,10 +114,11 @@ class Attention(nn.Module):
             position_T = jnp.arange(x_BTD.shape[1])
             q_BTNH, k_BTNH = attention.rotate(q_BTNH, position_T), attention.rotate(k_BTNH, position_T)
         # When parameters are made, there is a single row: nothing to share.
-        attend = attention.causal_attention if self.is_initializing() else attention.sharded_causal_attention
+        attend = attention.causal_attention
+        if not self.is_initializing():
+            attend = functools.partial(self_attention, implementation=config.attention)
         settings = (config.max_distance, config.block_positions)
         mixed_BTNH = attend(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, *settings)
-        mixed_BTNH = checkpoint_name(mixed_BTNH, attention.ATTENTION_OUTPUT)
         out_NHD = _weight(self, "out", (*inner[1:], config.embed_dim), ("heads", "kv", "embed"), scale)
         return jnp.einsum("BTNH,NHD->BTD", mixed_BTNH, out_NHD)
 

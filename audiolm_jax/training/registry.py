@@ -42,11 +42,17 @@ def build_objective(config: ml_collections.ConfigDict) -> Objective:
 
 
 def _check_language_model(config: ml_collections.ConfigDict):
+    from audiolm_jax.lm.self_attention import IMPLEMENTATIONS
     from audiolm_jax.lm.transformer import REMAT_POLICIES
 
     model, stage = config.model, config.stage
-    for name, known in (("position", ("relative_bias", "rotary")), ("remat", ("none", *REMAT_POLICIES))):
-        if model[name] not in known:
+    choices = {
+        "position": ("relative_bias", "rotary"),
+        "attention": IMPLEMENTATIONS,
+        "remat": ("none", *REMAT_POLICIES),
+    }
+    for name, known in choices.items():
+        if name in model and model[name] not in known:
             raise UserError(f"unknown {name}", f"config.model.{name}={model[name]}", f"use {', '.join(known)}")
     if model.embed_dim % model.num_heads:
         raise UserError(

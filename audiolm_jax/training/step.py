@@ -109,6 +109,8 @@ def model_flops(config: ml_collections.ConfigDict) -> float:
         plain.model.remat = "none"
     if "block_positions" in plain.model:
         plain.model.block_positions = 0
+    if "attention" in plain.model:
+        plain.model.attention = "xla"
     if "accumulation_steps" in plain:
         plain.accumulation_steps = 1
     objective = registry.build_objective(plain)
