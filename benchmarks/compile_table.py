@@ -46,7 +46,7 @@ one `audiolm compile --config=… --topology=…` with the recipe as shipped. No
   computed twice to save memory included; bytes to and from the device's memory; bytes sent to other devices.
 - *Floor*: the least time of a step if computing, memory and network each ran at their peak and hid behind the longest
   of the three, which is in bold. Peak rates: `audiolm_jax/accelerators.py`.
-- *Utilisation*: model FLOPs (attention counted in full, nothing twice) over what the devices can do in that time: an
+- *Utilisation*: model FLOPs (the causal half of attention, nothing twice) over what the devices can do in that time: an
   upper bound.
 - *Chip-hours*: all of the recipe's steps at the floor.
 

@@ -70,7 +70,8 @@ def _weight(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[st
     """A float32 master weight, normal with standard deviation `scale`, cast to the compute type."""
     config = module.config
     init = nn.with_logical_partitioning(nn.initializers.normal(scale), axes)
-    return jnp.asarray(module.param(name, init, shape, config.param_dtype), config.dtype)
+    weight = jnp.asarray(module.param(name, init, shape, config.param_dtype), config.dtype)
+    return nn.with_logical_constraint(weight, tuple("embed_activation" if axis == "embed" else axis for axis in axes))
 
 
 class RMSNorm(nn.Module):

@@ -100,9 +100,9 @@ def abstract_key() -> jax.ShapeDtypeStruct:
 def model_flops(config: ml_collections.ConfigDict) -> float:
     """FLOPs of the matrix products and convolutions of one step of the whole batch, forward and backward.
 
-    What a program computes twice to save memory is not counted, attention is counted in full (the masked half too), as
-    in PaLM's model-FLOPs utilisation (arXiv 2204.02311, appendix B). For a language model that is six times the
-    parameters in matrix products times the tokens, and twelve times layers, positions and width for attention.
+    What a program computes twice to save memory is not counted, nor what causality leaves out of attention. For a
+    language model that is six times the parameters in matrix products times the tokens, and for attention twelve times
+    layers, width, and pairs of a position with itself or one before it.
     """
     plain = config.copy_and_resolve_references()
     if "remat" in plain.model:
@@ -115,7 +115,13 @@ def model_flops(config: ml_collections.ConfigDict) -> float:
         plain.accumulation_steps = 1
     objective = registry.build_objective(plain)
     state = sharding.unbox(jax.eval_shape(objective.init, abstract_key()))
-    return flops.traced_flops(objective.step, state, registry.abstract_batch(plain), abstract_key())
+    batch = registry.abstract_batch(plain)
+    traced = flops.traced_flops(objective.step, state, batch, abstract_key())
+    if plain.objective not in registry.LANGUAGE_MODELS:
+        return traced
+    rows, length = batch["decoder_input_tokens"].shape
+    pairs_left_out = rows * length * (length - 1) // 2
+    return traced - 12 * plain.model.num_layers * plain.model.embed_dim * pairs_left_out
 
 
 def build_program(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Program:
