@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from audiolm_jax.lm import attention
 from audiolm_jax.lm.self_attention import self_attention
+from audiolm_jax.partitioning import gathered
 
 REMAT_POLICIES = {
     "minimal": jax.checkpoint_policies.save_from_both_policies(
@@ -70,8 +71,7 @@ def _weight(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[st
     """A float32 master weight, normal with standard deviation `scale`, cast to the compute type."""
     config = module.config
     init = nn.with_logical_partitioning(nn.initializers.normal(scale), axes)
-    weight = jnp.asarray(module.param(name, init, shape, config.param_dtype), config.dtype)
-    return nn.with_logical_constraint(weight, tuple("embed_activation" if axis == "embed" else axis for axis in axes))
+    return gathered(jnp.asarray(module.param(name, init, shape, config.param_dtype), config.dtype), axes)
 
 
 class RMSNorm(nn.Module):
@@ -221,6 +221,6 @@ class Transformer(nn.Module):
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:
         """Final hidden states -> logits [B, T, V] (float32 or wider)."""
         config = self.config
-        head_DV = self.head.astype(config.dtype)
+        head_DV = gathered(self.head.astype(config.dtype), ("embed", "vocab"))
         logits_BTV = jnp.einsum("BTD,DV->BTV", hidden_BTD, head_DV, preferred_element_type=config.param_dtype)
         return nn.with_logical_constraint(logits_BTV, ("batch", "length", "vocab"))

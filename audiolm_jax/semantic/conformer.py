@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from audiolm_jax.partitioning import gathered
+
 REMAT_POLICIES = {
     "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -50,9 +52,14 @@ class ConformerConfig:
 
 def dense(config: ConformerConfig, features: int, axes: tuple[str | None, str | None], name: str | None = None):
     """A linear layer whose 2-D kernel carries the logical axes `axes`."""
+
+    def product(x: jax.Array, kernel: jax.Array, *arguments, **settings) -> jax.Array:
+        return jax.lax.dot_general(x, gathered(kernel, axes), *arguments, **settings)
+
     return nn.Dense(
         features,
         dtype=config.dtype,
+        dot_general=product,
         kernel_init=nn.with_logical_partitioning(nn.initializers.lecun_normal(), axes),
         bias_init=nn.with_logical_partitioning(nn.initializers.zeros, axes[1:]),
         name=name,
