@@ -268,6 +268,7 @@ def language_model_config(stage: str) -> ml_collections.ConfigDict:
             "position": "relative_bias",
             "num_buckets": 32,
             "max_distance": 128,
+            "prefix_attention": False,
             "attention": "fused",
             "block_positions": 256,
             "dtype": "bfloat16",

@@ -71,9 +71,9 @@ def test_recomputation_costs_flops_and_saves_memory():
     assert full["model_flops"] == kept["model_flops"]
 
 
-@pytest.mark.parametrize(("topology", "packing"), [("v4:2x2x1", False), ("v6e:2x2", True)])
-def test_fused_attention_is_one_kernel_in_each_pass_and_no_array_of_logits(topology, packing):
-    sizes = {"model.remat": "minimal", "model.block_positions": 0, "packing": packing, "stage.crop_seconds": 3.0}
+@pytest.mark.parametrize(("topology", "form"), [("v4:2x2x1", "model.prefix_attention"), ("v6e:2x2", "packing")])
+def test_fused_attention_is_one_kernel_in_each_pass_and_no_array_of_logits(topology, form):
+    sizes = {"model.remat": "minimal", "model.block_positions": 0, "stage.crop_seconds": 3.0, form: True}
     texts = {}
     for attention in ("fused", "xla"):
         config = tiny.config_of("coarse", **{**SIZES, **sizes, "model.attention": attention})

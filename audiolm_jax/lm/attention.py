@@ -98,6 +98,7 @@ def causal_attention(
     v_BTNH: jax.Array,
     table_RN: jax.Array | None,
     segment_ids_BT: jax.Array | None,
+    prefix_B: jax.Array | None,
     max_distance: int,
     block_positions: int,
 ) -> jax.Array:
@@ -110,6 +111,7 @@ def causal_attention(
       q_BTNH, k_BTNH, v_BTNH: queries, keys, values.
       table_RN: of `relative_position_bias`; None adds none.
       segment_ids_BT: where several sequences are packed into a row, which one each position belongs to; or None.
+      prefix_B: how many of a row's first positions every position sees, later ones too; None: causal throughout.
       max_distance: of the bias.
       block_positions: queries of a block; 0 takes all at once and keeps their logits for the backward pass.
 
@@ -117,60 +119,65 @@ def causal_attention(
       [B, T, N, H] in v's type.
     """
     if block_positions == 0:
-        mixed_BTNH = _attend_block(segment_ids_BT, max_distance, 0, q_BTNH, k_BTNH, v_BTNH, table_RN)
+        mixed_BTNH = _attend_block(segment_ids_BT, prefix_B, max_distance, 0, q_BTNH, k_BTNH, v_BTNH, table_RN)
     else:
         settings = (max_distance, block_positions)
-        mixed_BTNH = _blocked_attention(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, *settings)
+        mixed_BTNH = _blocked_attention(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, prefix_B, *settings)
     return checkpoint_name(mixed_BTNH, ATTENTION_OUTPUT)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _blocked_attention(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, max_distance, block_positions):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+def _blocked_attention(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, prefix_B, max_distance, block_positions):
     mixed = []
-    for start, stop in _blocks(q_BTNH.shape[1], block_positions):
-        visible = (k_BTNH[:, :stop], v_BTNH[:, :stop], table_RN)
-        mixed.append(_attend_block(segment_ids_BT, max_distance, start, q_BTNH[:, start:stop], *visible))
+    for start, stop, seen in _blocks(q_BTNH.shape[1], block_positions, prefix_B):
+        visible = (k_BTNH[:, :seen], v_BTNH[:, :seen], table_RN)
+        mixed.append(_attend_block(segment_ids_BT, prefix_B, max_distance, start, q_BTNH[:, start:stop], *visible))
     return jnp.concatenate(mixed, axis=1)
 
 
-def _blocks(length: int, block_positions: int) -> list[tuple[int, int]]:
-    return [(start, min(start + block_positions, length)) for start in range(0, length, block_positions)]
+def _blocks(length: int, block_positions: int, prefix_B: jax.Array | None) -> list[tuple[int, int, int]]:
+    """First and last query (exclusive) of each block, and how many keys its queries may see."""
+    starts = range(0, length, block_positions)
+    stops = [min(start + block_positions, length) for start in starts]
+    return [(start, stop, stop if prefix_B is None else length) for start, stop in zip(starts, stops, strict=True)]
 
 
-def _attend_block(segment_ids_BT, max_distance: int, start: int, q_BTNH, k_BSNH, v_BSNH, table_RN) -> jax.Array:
-    """The queries from position `start` on over all keys up to the last of them."""
-    stop = k_BSNH.shape[1]
+def _attend_block(segment_ids_BT, prefix_B, max_distance: int, start: int, q_BTNH, k_BSNH, v_BSNH, table_RN):
+    """The queries from position `start` on over the keys from position 0 on."""
+    stop, num_keys = start + q_BTNH.shape[1], k_BSNH.shape[1]
     bias_1NTS = None
     if table_RN is not None:
-        bias_1NTS = relative_position_bias(table_RN, start, stop - start, stop, max_distance)
-    mask_BTS = (jnp.arange(start, stop)[:, None] >= jnp.arange(stop))[None]
+        bias_1NTS = relative_position_bias(table_RN, start, stop - start, num_keys, max_distance)
+    mask_BTS = (jnp.arange(start, stop)[:, None] >= jnp.arange(num_keys))[None]
+    if prefix_B is not None:
+        mask_BTS = mask_BTS | (jnp.arange(num_keys) < prefix_B[:, None, None])
     if segment_ids_BT is not None:
-        mask_BTS = mask_BTS & (segment_ids_BT[:, start:stop, None] == segment_ids_BT[:, None, :stop])
+        mask_BTS = mask_BTS & (segment_ids_BT[:, start:stop, None] == segment_ids_BT[:, None, :num_keys])
     return attend(q_BTNH, k_BSNH, v_BSNH, bias_1NTS, mask_BTS)
 
 
-def _blocked_attention_forward(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, *settings):
-    mixed_BTNH = _blocked_attention(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, *settings)
-    return mixed_BTNH, (q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT)
+def _blocked_attention_forward(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, prefix_B, *settings):
+    mixed_BTNH = _blocked_attention(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, prefix_B, *settings)
+    return mixed_BTNH, (q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, prefix_B)
 
 
 def _blocked_attention_backward(max_distance, block_positions, saved, grad_BTNH):
-    q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT = saved
-    # Keys and values get their gradient from every block of queries after them.
+    q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, prefix_B = saved
+    # Keys and values get their gradient from every block of queries that sees them.
     wide = jnp.promote_types(k_BTNH.dtype, jnp.float32)
     k_grad_BTNH, v_grad_BTNH = jnp.zeros(k_BTNH.shape, wide), jnp.zeros(v_BTNH.shape, wide)
     table_grad_RN = jax.tree.map(jnp.zeros_like, table_RN)
     q_grads = []
-    for start, stop in _blocks(q_BTNH.shape[1], block_positions):
-        block = functools.partial(_attend_block, segment_ids_BT, max_distance, start)
-        _, pull_back = jax.vjp(block, q_BTNH[:, start:stop], k_BTNH[:, :stop], v_BTNH[:, :stop], table_RN)
+    for start, stop, seen in _blocks(q_BTNH.shape[1], block_positions, prefix_B):
+        block = functools.partial(_attend_block, segment_ids_BT, prefix_B, max_distance, start)
+        _, pull_back = jax.vjp(block, q_BTNH[:, start:stop], k_BTNH[:, :seen], v_BTNH[:, :seen], table_RN)
         q_grad_BTNH, k_share_BSNH, v_share_BSNH, table_share_RN = pull_back(grad_BTNH[:, start:stop])
         q_grads.append(q_grad_BTNH)
-        k_grad_BTNH = k_grad_BTNH.at[:, :stop].add(k_share_BSNH)
-        v_grad_BTNH = v_grad_BTNH.at[:, :stop].add(v_share_BSNH)
+        k_grad_BTNH = k_grad_BTNH.at[:, :seen].add(k_share_BSNH)
+        v_grad_BTNH = v_grad_BTNH.at[:, :seen].add(v_share_BSNH)
         table_grad_RN = jax.tree.map(jnp.add, table_grad_RN, table_share_RN)
     q_grad_BTNH = jnp.concatenate(q_grads, axis=1)
-    return q_grad_BTNH, k_grad_BTNH.astype(k_BTNH.dtype), v_grad_BTNH.astype(v_BTNH.dtype), table_grad_RN, None
+    return q_grad_BTNH, k_grad_BTNH.astype(k_BTNH.dtype), v_grad_BTNH.astype(v_BTNH.dtype), table_grad_RN, None, None
 
 
 _blocked_attention.defvjp(_blocked_attention_forward, _blocked_attention_backward)

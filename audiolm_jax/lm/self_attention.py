@@ -23,6 +23,7 @@ def self_attention(
     v_BTNH: jax.Array,
     table_RN: jax.Array | None,
     segment_ids_BT: jax.Array | None,
+    prefix_B: jax.Array | None,
     max_distance: int,
     block_positions: int,
     implementation: str,
@@ -33,7 +34,8 @@ def self_attention(
     summed over distances: T · S numbers a head on the network instead of one a bucket.
 
     Args:
-      q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, max_distance: see `attention.causal_attention`.
+      q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, prefix_B, max_distance: see
+        `attention.causal_attention`.
       block_positions: of XLA's, see `attention.causal_attention`.
       implementation: "fused": on a TPU `flash_attention`, on an NVIDIA GPU cuDNN where it can, elsewhere XLA. "xla".
 
@@ -43,23 +45,24 @@ def self_attention(
     attend = functools.partial(causal_attention, max_distance=max_distance, block_positions=block_positions)
     platform = _platform()
     if implementation == "fused" and platform == "tpu":
-        attend = functools.partial(flash_attention, prefix_B=None, max_distance=max_distance)
-    elif implementation == "fused" and platform == "gpu" and _cudnn_can(q_BTNH, segment_ids_BT):
+        attend = functools.partial(flash_attention, max_distance=max_distance)
+    elif implementation == "fused" and platform == "gpu" and _cudnn_can(q_BTNH, segment_ids_BT, prefix_B):
         attend = functools.partial(_cudnn_attention, max_distance=max_distance)
     if jax.sharding.get_abstract_mesh().empty:
-        return attend(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT)
+        return attend(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, prefix_B)
     heads = nn.logical_to_mesh_axes(("batch", "length", "heads", "kv"))
     table = None if table_RN is None else nn.logical_to_mesh_axes(("buckets", "heads"))
     segments = None if segment_ids_BT is None else PartitionSpec(*heads[:2])
+    prefix = None if prefix_B is None else PartitionSpec(heads[0])
 
-    def local(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT):
+    def local(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, prefix_B):
         if table_RN is not None:
             # A copy for every share of the batch: it is the copies' gradients, of a few buckets, that are summed.
             table_RN = jax.lax.pcast(table_RN, heads[0], to="varying")
-        return attend(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT)
+        return attend(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, prefix_B)
 
-    return jax.shard_map(local, in_specs=(heads, heads, heads, table, segments), out_specs=heads)(
-        q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT
+    return jax.shard_map(local, in_specs=(heads, heads, heads, table, segments, prefix), out_specs=heads)(
+        q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, prefix_B
     )
 
 
@@ -71,15 +74,16 @@ def _platform() -> str:
     return jax.default_backend()
 
 
-def _cudnn_can(q_BTNH: jax.Array, segment_ids_BT: jax.Array | None) -> bool:
-    """Whether cuDNN's kernel takes these: 16 bits, heads of at most 128 in steps of 8, rows of one sequence each."""
+def _cudnn_can(q_BTNH: jax.Array, segment_ids_BT: jax.Array | None, prefix_B: jax.Array | None) -> bool:
+    """Whether cuDNN's kernel takes these: 16 bits, heads of at most 128 in steps of 8, rows causal throughout."""
     width = q_BTNH.shape[-1]
-    return q_BTNH.dtype in (jnp.bfloat16, jnp.float16) and width % 8 == 0 and width <= 128 and segment_ids_BT is None
+    narrow = q_BTNH.dtype in (jnp.bfloat16, jnp.float16) and width % 8 == 0 and width <= 128
+    return narrow and segment_ids_BT is None and prefix_B is None
 
 
-def _cudnn_attention(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, max_distance: int) -> jax.Array:
+def _cudnn_attention(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, prefix_B, max_distance: int) -> jax.Array:
     """cuDNN's flash attention; its bias is an array [1, N, T, T], whose gradient it sums over the batch."""
-    assert segment_ids_BT is None
+    assert segment_ids_BT is None and prefix_B is None
     length = q_BTNH.shape[1]
     # A bias must be of even length; no position sees one that is added at the end.
     if length % 2:

@@ -17,7 +17,11 @@ import jax.numpy as jnp
 
 from audiolm_jax.lm import attention
 from audiolm_jax.lm.self_attention import self_attention
+from audiolm_jax.lm.stages import SEP
 from audiolm_jax.partitioning import gathered
+
+# Segments [B, T] and prefix lengths [B].
+Visible = tuple[jax.Array | None, jax.Array | None]
 
 REMAT_POLICIES = {
     "minimal": jax.checkpoint_policies.save_from_both_policies(
@@ -36,6 +40,8 @@ class TransformerConfig:
       gated_mlp: T5 1.1's gated GELU (three matrices) instead of the plain GELU (two).
       position: "relative_bias" (T5's, one table for all layers) or "rotary".
       num_buckets, max_distance: of the relative position bias.
+      prefix_attention: the condition's positions, up to the separator, see one another in both directions (a prefix
+        language model, Raffel et al., 2020, §3.2.1); causal throughout otherwise.
       attention: "fused" (one kernel where the device has one) or "xla"; see `self_attention.self_attention`.
       block_positions: for how many positions at a time the logits of attention and of the vocabulary exist, to be
         computed anew in the backward pass; 0: for all, and they are kept.
@@ -53,6 +59,7 @@ class TransformerConfig:
     position: str = "relative_bias"
     num_buckets: int = 32
     max_distance: int = 128
+    prefix_attention: bool = False
     attention: str = "xla"
     block_positions: int = 0
     dtype: str = "float32"
@@ -65,6 +72,13 @@ class TransformerConfig:
     @property
     def param_dtype(self) -> Any:
         return jnp.promote_types(jnp.float32, self.dtype)
+
+
+def condition_lengths(tokens_BT: jax.Array) -> jax.Array:
+    """Positions of each row up to its separator, the condition and what stands around it: int32 [B], 0 without one."""
+    is_separator_BT = tokens_BT == SEP
+    found_B = jnp.any(is_separator_BT, axis=1)
+    return jnp.where(found_B, jnp.argmax(is_separator_BT, axis=1) + 1, 0).astype(jnp.int32)
 
 
 def _weight(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], scale: float) -> jax.Array:
@@ -94,13 +108,13 @@ class Attention(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, table_RN: jax.Array | None, segment_ids_BT: jax.Array | None) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, table_RN: jax.Array | None, visible: Visible) -> jax.Array:
         """Outputs [B, T, D].
 
         Args:
           x_BTD: inputs.
           table_RN: of the relative position bias; None with rotary positions.
-          segment_ids_BT: see `Transformer.hidden`.
+          visible: segments and prefixes, see `attention.causal_attention`.
         """
         config = self.config
         inner = (config.embed_dim, config.num_heads, config.head_dim)
@@ -119,7 +133,7 @@ class Attention(nn.Module):
         if not self.is_initializing():
             attend = functools.partial(self_attention, implementation=config.attention)
         settings = (config.max_distance, config.block_positions)
-        mixed_BTNH = attend(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, *settings)
+        mixed_BTNH = attend(q_BTNH, k_BTNH, v_BTNH, table_RN, *visible, *settings)
         out_NHD = _weight(self, "out", (*inner[1:], config.embed_dim), ("heads", "kv", "embed"), scale)
         return jnp.einsum("BTNH,NHD->BTD", mixed_BTNH, out_NHD)
 
@@ -147,12 +161,12 @@ class Block(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x_BTD, table_RN, segment_ids_BT, deterministic):
+    def __call__(self, x_BTD, table_RN, visible, deterministic):
         """See `Attention` for the arguments; returns [B, T, D], and None as `nn.scan` wants it."""
         config = self.config
         dropout = functools.partial(nn.Dropout(config.dropout_rate, broadcast_dims=(-2,)), deterministic=deterministic)
         normed_BTD = RMSNorm(config, name="attention_norm")(x_BTD)
-        x_BTD = x_BTD + dropout(Attention(config, name="attention")(normed_BTD, table_RN, segment_ids_BT))
+        x_BTD = x_BTD + dropout(Attention(config, name="attention")(normed_BTD, table_RN, visible))
         normed_BTD = RMSNorm(config, name="mlp_norm")(x_BTD)
         x_BTD = x_BTD + dropout(FeedForward(config, name="mlp")(normed_BTD))
         return nn.with_logical_constraint(x_BTD, ("batch", "length", "embed_activation")), None
@@ -215,7 +229,9 @@ class Transformer(nn.Module):
         """
         x_BTD = self.dropout(self.embedding(tokens_BT), deterministic=deterministic)
         x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "length", "embed_activation"))
-        x_BTD, _ = self.layers(x_BTD, getattr(self, "position_bias", None), segment_ids_BT, deterministic)
+        prefix_B = condition_lengths(tokens_BT) if self.config.prefix_attention else None
+        visible = (segment_ids_BT, prefix_B)
+        x_BTD, _ = self.layers(x_BTD, getattr(self, "position_bias", None), visible, deterministic)
         return self.dropout(self.final_norm(x_BTD), deterministic=deterministic)
 
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:

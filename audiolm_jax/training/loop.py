@@ -83,7 +83,9 @@ def check_resumable(before: dict[str, Any], now: dict[str, Any], workdir: epath.
     """
     was, wanted = (configs.flat(configs.from_json(json.dumps(description["config"]))) for description in (before, now))
     for name in sorted({*was, *wanted}):
-        may_change = name.startswith(MAY_CHANGE) or name.endswith("_every_steps")
+        # What an earlier version did not know, and what is off now, changes nothing.
+        unknown_and_off = name not in was and not wanted[name]
+        may_change = name.startswith(MAY_CHANGE) or name.endswith("_every_steps") or unknown_and_off
         if not may_change and was.get(name) != wanted.get(name):
             raise UserError(
                 f"checkpoint of another config: config.{name} was {was.get(name)}, now {wanted.get(name)}",

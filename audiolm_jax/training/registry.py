@@ -60,6 +60,8 @@ def _check_language_model(config: ml_collections.ConfigDict):
             "config.model",
             "choose a number of heads that does",
         )
+    if model.get("prefix_attention") and config.packing:
+        raise UserError("several conditions in a row", "config.model.prefix_attention", "take --config.packing=False")
     if not 1 <= stage.num_coarse_quantizers <= stage.num_quantizers:
         raise UserError(
             f"config.stage.num_coarse_quantizers={stage.num_coarse_quantizers} of {stage.num_quantizers} levels",

@@ -20,11 +20,13 @@ def test_bias_is_the_table_s_entry_of_each_distance(first, num_queries, num_keys
 
 @pytest.mark.parametrize("length", [16, 17, 37])
 @pytest.mark.parametrize("segments", [False, True])
-def test_blocks_equal_the_whole(length, segments, float64):
+@pytest.mark.parametrize("prefix", [False, True])
+def test_blocks_equal_the_whole(length, segments, prefix, float64):
     generator = np.random.default_rng(length)
     q_BTNH, k_BTNH, v_BTNH = jnp.asarray(generator.standard_normal((3, 2, length, 3, 8)))
     table_RN = jnp.asarray(generator.standard_normal((8, 3)))
     segments_BT = jnp.asarray(np.sort(generator.integers(0, 3, (2, length)))) if segments else None
+    prefix_B = jnp.asarray(generator.integers(0, length + 1, 2)) if prefix else None
 
     def whole(q_BTNH, k_BTNH, v_BTNH, table_RN):
         position_T = np.arange(length)
@@ -32,15 +34,17 @@ def test_blocks_equal_the_whole(length, segments, float64):
         buckets_TS = attention.relative_position_bucket(jnp.asarray(distance_TS), 8, 20)
         bias_1NTS = table_RN[buckets_TS].transpose(2, 0, 1)[None]
         mask_BTS = jnp.asarray(distance_TS >= 0)[None]
+        if prefix:
+            mask_BTS = mask_BTS | (position_T < prefix_B[:, None, None])
         if segments:
             mask_BTS = mask_BTS & (segments_BT[:, :, None] == segments_BT[:, None])
         return attention.attend(q_BTNH, k_BTNH, v_BTNH, bias_1NTS, mask_BTS)
 
     def blocked(*arrays):
-        return attention.causal_attention(*arrays, segments_BT, 20, 16)
+        return attention.causal_attention(*arrays, segments_BT, prefix_B, 20, 16)
 
     def unblocked(*arrays):
-        return attention.causal_attention(*arrays, segments_BT, 20, 0)
+        return attention.causal_attention(*arrays, segments_BT, prefix_B, 20, 0)
 
     arrays = (q_BTNH, k_BTNH, v_BTNH, table_RN)
     gradient = lambda f: jax.grad(lambda *a: jnp.sum(jnp.sin(f(*a))), argnums=range(4))(*arrays)
@@ -48,6 +52,8 @@ def test_blocks_equal_the_whole(length, segments, float64):
         np.testing.assert_allclose(ours(*arrays), whole(*arrays), atol=1e-12)
         for grad, expected in zip(gradient(ours), gradient(whole), strict=True):
             np.testing.assert_allclose(grad, expected, atol=1e-10)
+    if prefix:
+        return
     # Each block's products are with the keys that it can see, no more.
     shapes = str(jax.make_jaxpr(blocked)(*arrays))
     assert f"2,3,{min(length, 16)},{min(length, 16)}]" in shapes

@@ -152,7 +152,7 @@ def test_gpus_attend_by_cudnn_where_it_can(monkeypatch, length):
 
     def gradients(dtype, segments_BT):
         arrays = [array.astype(dtype) for array in (q_BTNH, k_BTNH, v_BTNH)] + [table_RN]
-        attend = lambda q, k, v, table: self_attention.self_attention(q, k, v, table, segments_BT, **settings)
+        attend = lambda q, k, v, table: self_attention.self_attention(q, k, v, table, segments_BT, None, **settings)
         return functools.partial(outputs_and_gradients, attend), arrays
 
     fused, arrays = gradients(jnp.bfloat16, None)

@@ -28,7 +28,7 @@ def main():
 
     @jax.jit
     def both(q_BTNH, k_BTNH, v_BTNH, table_RN, segments_BT, grad_BTNH):
-        function = lambda q, k, v, table: attend(q * 0.3, k, v, table, segments_BT)
+        function = lambda q, k, v, table: attend(q * 0.3, k, v, table, segments_BT, None)
         out_BTNH, pull_back = jax.vjp(function, q_BTNH, k_BTNH, v_BTNH, table_RN)
         return out_BTNH, *pull_back(grad_BTNH)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from audiolm_jax.lm.attention import relative_position_bucket, rotate
+from audiolm_jax.lm.stages import NUM_SPECIAL, SEP
 from audiolm_jax.lm.transformer import Block, RMSNorm, Transformer, TransformerConfig
 
 CONFIG = TransformerConfig(
@@ -189,3 +190,22 @@ def test_dropout_acts_in_training_only():
     np.testing.assert_array_equal(run(0), run(0))
     plain = Transformer(CONFIG).apply({"params": params}, tokens_BT)
     np.testing.assert_array_equal(Transformer(config).apply({"params": params}, tokens_BT), plain)
+
+
+@pytest.mark.parametrize("has_condition", [False, True])
+def test_a_prefix_sees_itself_in_both_directions_and_nothing_after_it(has_condition):
+    config = dataclasses.replace(CONFIG, prefix_attention=True, block_positions=4)
+    params = init_params(config)
+    tokens_T = np.random.default_rng(0).integers(NUM_SPECIAL, 100, 13)
+    if has_condition:
+        tokens_T[6] = SEP
+    # In row j token j is another one (but the separator); the last row is as it was.
+    tokens_BT = np.tile(tokens_T, (14, 1))
+    changed_T = np.flatnonzero(tokens_T != SEP)
+    tokens_BT[changed_T, changed_T] += 1
+    states_BTD = Transformer(config).apply({"params": params}, jnp.asarray(tokens_BT), method="hidden")
+    sees_ST = np.any(np.abs(states_BTD[:13] - states_BTD[13]) > 1e-5, axis=-1)
+    expected_ST = np.triu(np.ones((13, 13), bool))
+    if has_condition:
+        expected_ST |= np.arange(13)[:, None] < 7
+    np.testing.assert_array_equal(sees_ST[changed_T], expected_ST[changed_T])

@@ -9,7 +9,9 @@ import time
 
 import pytest
 
+from audiolm_jax.errors import UserError
 from audiolm_jax.training.checkpoint import find_checkpoint
+from audiolm_jax.training.loop import check_resumable
 from audiolm_jax.training.metrics import is_timing, read_metrics
 from tests import tiny
 from tests.data.pipeline_test import METADATA
@@ -131,3 +133,12 @@ def test_finished_run_writes_what_the_contract_names(data, tmp_path):
     assert "train semantic" in done.stderr and done.stdout == ""
     again = run(command("semantic", data, tmp_path / "w"))
     assert again.returncode == 0 and "already at step 12" in again.stderr
+
+
+def test_a_field_that_an_earlier_version_did_not_know_stops_no_run_while_it_is_off():
+    before = {"config": {"seed": 0, "model": {"embed_dim": 16}}, "tokens": None}
+    off = {"config": {"seed": 0, "model": {"embed_dim": 16, "prefix_attention": False}}, "tokens": None}
+    check_resumable(before, off, "runs/x")
+    on = {"config": {"seed": 0, "model": {"embed_dim": 16, "prefix_attention": True}}, "tokens": None}
+    with pytest.raises(UserError, match="prefix_attention was None, now True"):
+        check_resumable(before, on, "runs/x")
