@@ -164,13 +164,13 @@ def _with_slots(cache: Cache, num_slots: int) -> Cache:
     return jax.tree.map(pad, cache)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "stage", "sampling"), donate_argnames="state")
-def _sample_tokens(config, stage: Stage, sampling: Sampling, weights, rows: dict[str, jax.Array], state):
+@functools.partial(jax.jit, static_argnames=("config", "stage", "top_k"), donate_argnames="state")
+def _sample_tokens(config, stage: Stage, top_k: int, settings, weights, rows: dict[str, jax.Array], state):
     """Samples until the cache is full or every row is done.
 
     Args:
       config, stage, weights: see `decoder_weights`.
-      sampling: settings.
+      top_k, settings: of the sampling; the latter are its `traced`.
       rows: what stays the same: `prefix_length`, `padding_B`, `num_tokens_B`, `may_end_B`, `keys_B`.
       state: what a step changes: `index` (tokens sampled so far), `token_B` and `hidden_DB` of the last position,
         `cache`, `ended_B`, `done_B`.
@@ -190,7 +190,8 @@ def _sample_tokens(config, stage: Stage, sampling: Sampling, weights, rows: dict
         level = index % levels
         end_legal_B = rows["may_end_B"] & (level == 0) & (index > 0)
         logits_BK = level_logits(config, weights, stage, state["hidden_DB"], level, end_legal_B, state["token_B"])
-        code_B = sample(jax.vmap(jax.random.fold_in, (0, None))(rows["keys_B"], index), logits_BK, sampling)
+        keys_B = jax.vmap(jax.random.fold_in, (0, None))(rows["keys_B"], index)
+        code_B = sample(keys_B, logits_BK, top_k, **settings)
         ended_B = state["ended_B"] | (~state["done_B"] & (code_B == stage.target.codebook_size))
         done_B = state["done_B"] | ended_B
         token_B = jnp.where(done_B, BOS, stage.level_start(level) + code_B)
@@ -306,7 +307,8 @@ def decode_stage(
         if state["index"] > 0:
             state["cache"] = _grow(state["cache"], slot_class(cache_slots(state["cache"]) + 1))
         first = prefix_length + int(state["index"])
-        state, codes_BS = _sample_tokens(config, stage, sampling, lm.step_weights(batch), rows, state)
+        weights = lm.step_weights(batch)
+        state, codes_BS = _sample_tokens(config, stage, sampling.top_k, sampling.traced, weights, rows, state)
         pieces.append(np.asarray(codes_BS)[:, first : prefix_length + int(state["index"])])
     codes_BT = np.concatenate([np.zeros((batch, 0), np.int32), *pieces], axis=1)
     sampled = []
