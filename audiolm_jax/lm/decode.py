@@ -32,6 +32,7 @@ from audiolm_jax.lm.weights import (
     HEAD_AXIS,
     ROW_AXES,
     Weights,
+    check_mesh,
     decoder_weights,
     for_a_single_row,
     in_huge_pages,
@@ -250,6 +251,9 @@ class LanguageModel:
     Attributes:
       int8: decode with weights in 8 bits, see `decoder_weights`.
       mesh: decode on its devices, as `training.sharding.make_mesh` lays them out; on one device by default.
+
+    Raises:
+      UserError: a mesh that does not divide the heads or the feed-forward width, or has other axes.
     """
 
     stage: Stage
@@ -257,6 +261,10 @@ class LanguageModel:
     params: dict[str, Any]
     int8: bool = False
     mesh: Mesh | None = None
+
+    def __post_init__(self):
+        if self.mesh is not None:
+            check_mesh(self.mesh, self.config, self.stage.name)
 
     @functools.cached_property
     def weights(self) -> Weights:
@@ -281,17 +289,21 @@ class LanguageModel:
         return 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in ROW_AXES)
 
     def place(self, batch: int, arrays: dict[str, Any]) -> dict[str, Any]:
-        """Arrays of a batch of rows, where the mesh wants them; as they are, without a mesh."""
+        """Arrays of a batch on the mesh: rows cut by data and fsdp, a single one whole; heads of the cache by tensor.
+
+        From these and the weights the partitioner finds the rest by itself. Without a mesh, the arrays as they are.
+        """
         if self.mesh is None:
             return arrays
         rows = ROW_AXES if batch > 1 else None
-        cache = PartitionSpec(rows, HEAD_AXIS) if batch > 1 else PartitionSpec(HEAD_AXIS)
-        specs = {"cache": cache, "hidden_DB": PartitionSpec(None, rows)}
-        default = lambda array: PartitionSpec(rows) if np.ndim(array) else PartitionSpec()
-        return {
-            name: jax.device_put(array, NamedSharding(self.mesh, specs.get(name) or default(array)))
-            for name, array in arrays.items()
+        specs = {
+            "cache": PartitionSpec(rows, HEAD_AXIS) if batch > 1 else PartitionSpec(HEAD_AXIS),
+            "hidden_DB": PartitionSpec(None, rows),
+            "prefix_length": PartitionSpec(),
+            "index": PartitionSpec(),
         }
+        places = {name: NamedSharding(self.mesh, specs.get(name, PartitionSpec(rows))) for name in arrays}
+        return {name: jax.device_put(array, places[name]) for name, array in arrays.items()}
 
     @functools.cached_property
     def _single_row_weights(self) -> Weights:
@@ -336,7 +348,8 @@ def decode_stage(
     pieces = []
     while not np.all(state["done_B"]):
         if state["index"] > 0:
-            state["cache"] = _grow(state["cache"], slot_class(cache_slots(state["cache"]) + 1))
+            cache = _grow(state["cache"], slot_class(cache_slots(state["cache"]) + 1))
+            state = lm.place(batch, {**state, "cache": cache})
         first = prefix_length + int(state["index"])
         weights = lm.step_weights(batch)
         state, codes_BS = _sample_tokens(lm.config, lm.stage, sampling.top_k, sampling.traced, weights, rows, state)
@@ -357,7 +370,7 @@ def _start(lm: LanguageModel, prefixes: Sequence[np.ndarray], num_tokens_B, may_
     # A mesh that cuts the batch prefills each row where it lies: cheaper than moving caches between devices.
     apart = lm.num_row_shards > 1 and len(different) > 1
     if apart:
-        different, source_B = prefixes, np.arange(batch, dtype=np.int32)
+        different, source_B = list(prefixes), np.arange(batch, dtype=np.int32)
     prefix_UP, padding_U = _padded_left(different)
     prefix_length = prefix_UP.shape[1]
     given = lm.place(len(different), {"prefix_UP": prefix_UP, "padding_U": padding_U})

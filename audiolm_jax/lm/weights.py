@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from audiolm_jax.errors import UserError
 from audiolm_jax.lm.stages import EOS, Stage
 from audiolm_jax.lm.transformer import TransformerConfig
 
@@ -69,6 +70,20 @@ def decoder_weights(config: TransformerConfig, stage: Stage, params: dict[str, A
         "final_norm": params["final_norm"]["scale"],
         "levels": matrix(jnp.stack(levels)),
     }
+
+
+def check_mesh(mesh: Mesh, config: TransformerConfig, name: str):
+    """Raises a UserError where the weights of the stage of that name cannot be cut as `weight_shardings` does."""
+    axes = (*ROW_AXES, HEAD_AXIS)
+    if set(mesh.axis_names) != set(axes) or set(mesh.axis_types) != {AxisType.Auto}:
+        found = ", ".join(f"{axis}: {kind}" for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True))
+        wanted = f"a mesh for decoding has the axes {', '.join(axes)}, all Auto"
+        raise UserError(wanted, f"mesh with {found}", "make it with audiolm_jax.training.sharding.make_mesh")
+    parts = mesh.shape[HEAD_AXIS]
+    for what, count in (("num_heads", config.num_heads), ("mlp_dim", config.mlp_dim)):
+        if count % parts:
+            problem = f"mesh does not divide {what}={count} of the {name} stage"
+            raise UserError(problem, f"mesh axis {HEAD_AXIS}={parts}", f"choose a size that divides {count}")
 
 
 def weight_shardings(mesh: Mesh, weights: Weights) -> Weights:
