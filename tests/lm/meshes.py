@@ -25,13 +25,14 @@ from tests.lm.decode_test import STAGES, model_of, prefix_of
 
 MESHES = {"single": None, "data": (8, 1, 1), "tensor": (1, 1, 4), "combined": (2, 2, 2)}
 SIZES = {"num_heads": 4, "mlp_dim": 64}
+ROTARY = {"position": "rotary", "gated_mlp": True}
 # Fields of the transformer and of the language model; the seed of each row's prefix; frames; sampling.
 CASES = {
     # The cache grows beyond its first 128 slots, and no row ends with another.
     "different prefixes": ({}, {}, (3, 9, 6, 4, 7), (60, 51, 58, 60, 40), Sampling(0.9, top_k=6, top_p=0.95)),
-    "shared prefixes": ({"position": "rotary", "gated_mlp": True}, {"int8": True}, (5, 5, 5, 8, 8, 8), 12, Sampling(1.0)),
+    "shared prefixes": (ROTARY, {"int8": True}, (5, 5, 5, 8, 8, 8), 12, Sampling(1.0)),
     "one prefix": ({"gated_mlp": True}, {}, (7, 7, 7), 12, Sampling(1.0)),
-    "one row": ({"position": "rotary"}, {"int8": True}, (6,), 12, Sampling(0.0)),
+    "one row": (ROTARY, {"int8": True}, (6,), 12, Sampling(0.0)),
 }  # fmt: skip
 
 
@@ -97,7 +98,8 @@ def decoded(case: str, shape) -> dict:
 def step_of(shape, num_rows: int, platform: str) -> dict:
     """What a step does besides computing: its collectives as [opcode, elements], and elements of the cache copied."""
     stage = STAGES[1]
-    config, params = model_of(stage, dtype="bfloat16", num_heads=8, embed_dim=64, mlp_dim=128)
+    dtype = {"cpu": "float32", "tpu": "bfloat16"}[platform]
+    config, params = model_of(stage, dtype=dtype, num_heads=8, embed_dim=64, mlp_dim=128)
     lm = LanguageModel(stage, config, params, mesh=mesh_of(shape))
     keys_B = jax.random.split(jax.random.key(5), num_rows)
     prefixes = [prefix_of(stage, 3 + row, row) for row in range(num_rows)]
