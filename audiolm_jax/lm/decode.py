@@ -9,6 +9,9 @@ for each cache size, serve requests of every length.
 
 Activations are columns, [D, M] with M = B · T: see `decoder_weights`.
 
+On a mesh each device decodes its rows with its heads and feed-forward units. Where the weights and the state of the
+loop lie says it all (`weight_shardings`, `LanguageModel.place`); no cache ever leaves its device.
+
 Shape suffixes: B batch, U different prefixes, P prefix positions, T positions, S cache slots, M columns (B · T),
 N heads, H head width, D model, F feed-forward, K codes, Q levels.
 """

@@ -76,7 +76,7 @@ def check_mesh(mesh: Mesh, config: TransformerConfig, name: str):
     """Raises a UserError where the weights of the stage of that name cannot be cut as `weight_shardings` does."""
     axes = (*ROW_AXES, HEAD_AXIS)
     if set(mesh.axis_names) != set(axes) or set(mesh.axis_types) != {AxisType.Auto}:
-        found = ", ".join(f"{axis}: {kind}" for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True))
+        found = ", ".join(f"{axis}: {kind.name}" for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True))
         wanted = f"a mesh for decoding has the axes {', '.join(axes)}, all Auto"
         raise UserError(wanted, f"mesh with {found}", "make it with audiolm_jax.training.sharding.make_mesh")
     parts = mesh.shape[HEAD_AXIS]

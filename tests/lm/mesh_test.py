@@ -37,7 +37,8 @@ def test_eight_devices_decode_what_one_does(case):
         np.testing.assert_allclose(result["hidden"], single["hidden"], atol=1e-9, err_msg=name)
         assert result["held_cache"] == 1 / HEADS_CUT[name] / (1 if case == "one row" else ROWS_CUT[name]), name
         assert result["held_layers"] < 1 / HEADS_CUT[name] + 0.1, name
-        assert result["compiled"] == 0, name
+        assert result["compiled_again"] == 0, name
+        assert result["programs"] == ({"128": 1, "256": 1} if case == "different prefixes" else {"128": 1}), name
 
 
 @pytest.mark.slow

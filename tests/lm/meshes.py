@@ -1,5 +1,6 @@
 """Run in a process of its own with 8 CPU devices: decodes on several meshes and prints what came out."""
 
+import collections
 import contextlib
 import dataclasses
 import json
@@ -63,22 +64,29 @@ def request_of(case: str):
 
 
 def decoded(case: str, shape) -> dict:
-    """Codes, last hidden states and what one device holds of the weights and the cache."""
+    """Codes, last hidden states, what one device holds of the weights and the cache, and how often programs compile."""
     model, wanted, request = request_of(case)
     lm = LanguageModel(*model, **wanted, mesh=shape and mesh_of(shape))
-    last = {}
+    last, programs = {}, collections.Counter()
     original = decode._sample_tokens
 
     def watched(*arguments):
-        state, codes_BS = original(*arguments)
+        with compilations() as compiled:
+            state, codes_BS = original(*arguments)
         last.update(state)
+        programs[decode.cache_slots(state["cache"])] += len(compiled)
         return state, codes_BS
 
     decode._sample_tokens = watched
     codes, ended = decode_stage(lm, *request)
-    decode._sample_tokens = original
+    hidden_DB = np.asarray(last["hidden_DB"])[:, : len(codes)]
     with compilations() as compiled:
         again, _ = decode_stage(lm, *request)
+    if len(programs) > 1:
+        # The larger cache, once grown into, serves prefixes that need it from the start.
+        long = [prefix_of(lm.stage, 140, seed) for seed in range(len(codes))]
+        decode_stage(lm, long, [4] * len(codes), *request[2:])
+    decode._sample_tokens = original
     held = lambda tree: (
         sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
         / sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
@@ -87,11 +95,12 @@ def decoded(case: str, shape) -> dict:
         "codes": [codes_TQ.tolist() for codes_TQ in codes],
         "again": [codes_TQ.tolist() for codes_TQ in again],
         "ended": ended,
-        "hidden": np.asarray(last["hidden_DB"])[:, : len(codes)].tolist(),
+        "hidden": hidden_DB.tolist(),
         "held_layers": held(lm.weights["layers"]),
         "held_cache": held(last["cache"]),
         "batch": last["hidden_DB"].shape[1],
-        "compiled": len(compiled),
+        "compiled_again": len(compiled),
+        "programs": programs,
     }
 
 
