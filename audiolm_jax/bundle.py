@@ -61,7 +61,7 @@ def load_bundle(path: str | pathlib.Path, weights: str | None = None, mesh: Mesh
       weights: what the language models keep in memory and read in each step of decoding: "float32", "bfloat16" (which
         computes in it, too), or "int8" (8 bits and a scale for each output; computes in the type that the model was
         trained in). That type by default.
-      mesh: decode the language models on its devices (see `training.sharding.make_mesh`), the rows of a batch shared
+      mesh: decode the language models on its devices (see `audiolm_jax.make_mesh`), the rows of a batch shared
         out by its axes data and fsdp, the heads by tensor. One device by default, and always for the tokenizers.
 
     Raises:

@@ -253,7 +253,7 @@ class LanguageModel:
 
     Attributes:
       int8: decode with weights in 8 bits, see `decoder_weights`.
-      mesh: decode on its devices, as `training.sharding.make_mesh` lays them out; on one device by default.
+      mesh: decode on its devices, as `audiolm_jax.make_mesh` lays them out; on one device by default.
 
     Raises:
       UserError: a mesh that does not divide the heads or the feed-forward width, or has other axes.

@@ -78,7 +78,7 @@ def check_mesh(mesh: Mesh, config: TransformerConfig, name: str):
     if set(mesh.axis_names) != set(axes) or set(mesh.axis_types) != {AxisType.Auto}:
         found = ", ".join(f"{axis}: {kind.name}" for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True))
         wanted = f"a mesh for decoding has the axes {', '.join(axes)}, all Auto"
-        raise UserError(wanted, f"mesh with {found}", "make it with audiolm_jax.training.sharding.make_mesh")
+        raise UserError(wanted, f"mesh with {found}", "make it with audiolm_jax.make_mesh")
     parts = mesh.shape[HEAD_AXIS]
     for what, count in (("num_heads", config.num_heads), ("mlp_dim", config.mlp_dim)):
         if count % parts:
