@@ -351,8 +351,7 @@ def decode_stage(
     pieces = []
     while not np.all(state["done_B"]):
         if state["index"] > 0:
-            cache = _grow(state["cache"], slot_class(cache_slots(state["cache"]) + 1))
-            state = lm.place(batch, {**state, "cache": cache})
+            state["cache"] = _grow(state["cache"], slot_class(cache_slots(state["cache"]) + 1))
         first = prefix_length + int(state["index"])
         weights = lm.step_weights(batch)
         state, codes_BS = _sample_tokens(lm.config, lm.stage, sampling.top_k, sampling.traced, weights, rows, state)
