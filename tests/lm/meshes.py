@@ -30,10 +30,10 @@ ROTARY = {"position": "rotary", "gated_mlp": True}
 # Fields of the transformer and of the language model; the seed of each row's prefix; frames; sampling.
 CASES = {
     # The cache grows beyond its first 128 slots, and no row ends with another.
-    "different prefixes": ({}, {}, (3, 9, 6, 4, 7), (60, 51, 58, 60, 40), Sampling(0.9, top_k=6, top_p=0.95)),
+    "different prefixes": ({}, {}, (3, 9, 6, 4, 7), (60, 51, 58, 60, 40), Sampling(0.0)),
     "shared prefixes": (ROTARY, {"int8": True}, (5, 5, 5, 8, 8, 8), 12, Sampling(1.0)),
-    "one prefix": ({"gated_mlp": True}, {}, (7, 7, 7), 12, Sampling(1.0)),
-    "one row": (ROTARY, {"int8": True}, (6,), 12, Sampling(0.0)),
+    "one prefix": ({"gated_mlp": True}, {}, (7, 7, 7), 12, Sampling(0.9, top_k=6, top_p=0.95)),
+    "one row": (ROTARY, {"int8": True}, (6,), 12, Sampling(1.0)),
 }  # fmt: skip
 
 
@@ -52,6 +52,12 @@ def compilations():
     jax.monitoring.unregister_event_duration_listener(listener)
 
 
+def held(tree) -> float:
+    """The share of a tree's bytes that one device holds."""
+    leaves = jax.tree.leaves(tree)
+    return sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves) / sum(leaf.nbytes for leaf in leaves)
+
+
 def request_of(case: str):
     """(arguments of LanguageModel, arguments of decode_stage) but for the mesh, in double precision."""
     fields, wanted, seeds, frames, sampling = CASES[case]
@@ -60,7 +66,8 @@ def request_of(case: str):
     prefixes = [prefix_of(stage, seed, seed) for seed in seeds]
     frames = list(np.broadcast_to(frames, len(seeds)))
     keys_B = jax.random.split(jax.random.key(5), len(seeds))
-    return (stage, config, params), wanted, (prefixes, frames, [True] * len(seeds), keys_B, sampling)
+    may_end = [row % 2 == 1 for row in range(len(seeds))]
+    return (stage, config, params), wanted, (prefixes, frames, may_end, keys_B, sampling)
 
 
 def decoded(case: str, shape) -> dict:
@@ -71,9 +78,10 @@ def decoded(case: str, shape) -> dict:
     original = decode._sample_tokens
 
     def watched(*arguments):
+        given = held(arguments[-1]["cache"])
         with compilations() as compiled:
             state, codes_BS = original(*arguments)
-        last.update(state)
+        last.update(state, held_cache=max(given, held(state["cache"])))
         programs[decode.cache_slots(state["cache"])] += len(compiled)
         return state, codes_BS
 
@@ -87,17 +95,13 @@ def decoded(case: str, shape) -> dict:
         long = [prefix_of(lm.stage, 140, seed) for seed in range(len(codes))]
         decode_stage(lm, long, [4] * len(codes), *request[2:])
     decode._sample_tokens = original
-    held = lambda tree: (
-        sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
-        / sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
-    )
     return {
         "codes": [codes_TQ.tolist() for codes_TQ in codes],
         "again": [codes_TQ.tolist() for codes_TQ in again],
         "ended": ended,
         "hidden": hidden_DB.tolist(),
         "held_layers": held(lm.weights["layers"]),
-        "held_cache": held(last["cache"]),
+        "held_cache": last["held_cache"],
         "batch": last["hidden_DB"].shape[1],
         "compiled_again": len(compiled),
         "programs": programs,
