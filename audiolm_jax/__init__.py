@@ -12,6 +12,7 @@ _PUBLIC = {
     "Generation": "audiolm_jax.generate",
     "Sampling": "audiolm_jax.lm.sampling",
     "UserError": "audiolm_jax.errors",
+    "make_mesh": "audiolm_jax.training.sharding",
 }
 __all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
 

@@ -8,6 +8,8 @@ import dataclasses
 import json
 import pathlib
 
+from jax.sharding import Mesh
+
 from audiolm_jax import files
 from audiolm_jax.codec.codec import Codec
 from audiolm_jax.errors import UserError
@@ -51,7 +53,7 @@ def tokenizer_from_part(part: Part) -> SemanticTokenizer:
     return SemanticTokenizer.from_weights(part.config, weights, clusters)
 
 
-def load_bundle(path: str | pathlib.Path, weights: str | None = None) -> AudioLM:
+def load_bundle(path: str | pathlib.Path, weights: str | None = None, mesh: Mesh | None = None) -> AudioLM:
     """Loads a bundle.
 
     Args:
@@ -59,9 +61,12 @@ def load_bundle(path: str | pathlib.Path, weights: str | None = None) -> AudioLM
       weights: what the language models keep in memory and read in each step of decoding: "float32", "bfloat16" (which
         computes in it, too), or "int8" (8 bits and a scale for each output; computes in the type that the model was
         trained in). That type by default.
+      mesh: decode the language models on its devices (see `audiolm_jax.make_mesh`), the rows of a batch shared
+        out by its axes data and fsdp, the heads by tensor. One device by default, and always for the tokenizers.
 
     Raises:
-      UserError: not a bundle, a part that is missing, changed, or does not fit the others (by name), unknown weights.
+      UserError: not a bundle, a part that is missing, changed, or does not fit the others (by name), unknown weights,
+        a mesh that does not divide a language model.
     """
     if weights not in (None, *WEIGHTS):
         raise UserError("unknown weights", weights, f"use one of {', '.join(WEIGHTS)}")
@@ -91,7 +96,7 @@ def load_bundle(path: str | pathlib.Path, weights: str | None = None) -> AudioLM
             if weights in ("float32", "bfloat16"):
                 transformer = dataclasses.replace(transformer, dtype=weights)
             params = parts[role].weights["params"]
-            stages[role] = LanguageModel(stage_from_config(config), transformer, params, int8=weights == "int8")
+            stages[role] = LanguageModel(stage_from_config(config), transformer, params, weights == "int8", mesh)
     return AudioLM(
         codec=_codec(parts["codec"]),
         tokenizer=tokenizer_from_part(parts["semantic_tokenizer"]),

@@ -359,7 +359,8 @@ def _add_generate(command):
         "continuation   the first --prompt_seconds of each prompt, then --seconds of new audio\n"
         "acoustic       the whole prompt again, sampled from its semantic tokens: same words, another voice\n"
         "unconditional  --seconds from nothing\n\n"
-        "Writes OUTPUT/{prompt stem or 'unconditional'}_{k:02}.wav and OUTPUT/generation.json.",
+        "Writes OUTPUT/{prompt stem or 'unconditional'}_{k:02}.wav and OUTPUT/generation.json.\n"
+        "Runs on one device, or the language models on --mesh_data x --mesh_tensor of them.",
     )
     added.add_argument("--bundle", required=True, metavar="DIR", help="made by `audiolm bundle`")
     added.add_argument("--mode", required=True, help="continuation, acoustic or unconditional")
@@ -371,6 +372,10 @@ def _add_generate(command):
     added.add_argument("--ignore_end", action="store_true", help="never stop at a sampled end token")
     added.add_argument(
         "--weights", help="float32, bfloat16 or int8: what each step reads (default: the type trained in)"
+    )
+    added.add_argument("--mesh_data", type=int, default=1, metavar="n", help="devices among which waveforms are shared")
+    added.add_argument(
+        "--mesh_tensor", type=int, default=1, metavar="n", help="devices among which each model's heads are shared"
     )
     for name, kind, text in (
         ("temperature", float, "divides the logits; 0 is greedy (default: the paper's 0.6, 0.8, 0.6)"),
@@ -401,6 +406,8 @@ def _generate(options, _):
             seed=options.seed,
             ignore_end=options.ignore_end,
             weights=options.weights,
+            mesh_data=options.mesh_data,
+            mesh_tensor=options.mesh_tensor,
             output=options.output,
             sampling={s: {name: setting(name, s) for name in ("temperature", "top_k", "top_p")} for s in STAGES},
         )

@@ -8,9 +8,11 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import ml_collections
 import numpy as np
 import tqdm
+from jax.sharding import Mesh
 
 from audiolm_jax import audio, bundle, files
 from audiolm_jax.data import manifest
@@ -21,6 +23,7 @@ from audiolm_jax.lm.sampling import Sampling
 from audiolm_jax.parts import Part, read_part, write_part
 from audiolm_jax.semantic.kmeans import fit_clusters
 from audiolm_jax.training.loop import report
+from audiolm_jax.training.sharding import make_mesh
 
 BATCH_SECONDS = 60.0
 
@@ -143,8 +146,8 @@ class GenerateOptions:
     """Options of `audiolm generate`, as on the command line.
 
     Attributes:
-      bundle, mode, output, prompt, prompt_seconds, seconds, num_samples, seed, ignore_end, weights: as
-        `--help` says.
+      bundle, mode, output, prompt, prompt_seconds, seconds, num_samples, seed, ignore_end, weights, mesh_data,
+        mesh_tensor: as `--help` says.
       sampling: settings given for each stage, by name; None leaves the paper's.
       batch_rows: how many rows are generated at once.
     """
@@ -159,6 +162,8 @@ class GenerateOptions:
     seed: int = 0
     ignore_end: bool = False
     weights: str | None = None
+    mesh_data: int = 1
+    mesh_tensor: int = 1
     sampling: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     batch_rows: int = 16
 
@@ -170,7 +175,7 @@ def generate(options: GenerateOptions) -> list[dict[str, Any]]:
         raise UserError("prompt_seconds out of range", options.prompt_seconds, "give more than 0")
     paths = [recording.path for prompt in options.prompt for recording in manifest.read_manifest(prompt)]
     names = _unique_stems(paths) if paths else ["unconditional"]
-    model = bundle.load_bundle(options.bundle, options.weights)
+    model = bundle.load_bundle(options.bundle, options.weights, _mesh(options.mesh_data, options.mesh_tensor))
     end = options.prompt_seconds if options.mode == "continuation" else None
     prompts = [audio.read(path, model.codec.sample_rate, end=end) for path in paths]
     sampling = {
@@ -205,6 +210,18 @@ def generate(options: GenerateOptions) -> list[dict[str, Any]]:
     return entries
 
 
+def _mesh(data: int, tensor: int) -> Mesh | None:
+    """The mesh of `--mesh_data` and `--mesh_tensor`, over the first devices of this process; None for a single one."""
+    where, devices = f"--mesh_data={data} --mesh_tensor={tensor}", jax.local_devices()
+    if min(data, tensor) < 1:
+        raise UserError("mesh axes must be 1 or more", where, "change them")
+    if data * tensor > len(devices):
+        raise UserError(f"mesh of {data * tensor} devices; there are {len(devices)}", where, "choose smaller axes")
+    if data * tensor == 1:
+        return None
+    return make_mesh({"data": data, "fsdp": 1, "tensor": tensor}, devices[: data * tensor])
+
+
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
@@ -219,7 +236,13 @@ def _entry(name, prompt, prompt_length, sample, row, result: Generation, options
         "seconds": int(result.lengths_B[row]) / result.sample_rate,
         "ended": bool(result.ended_B[row]),
         "seed": options.seed,
-        "settings": {**settings, "ignore_end": options.ignore_end, "weights": options.weights},
+        "settings": {
+            **settings,
+            "ignore_end": options.ignore_end,
+            "weights": options.weights,
+            "mesh_data": options.mesh_data,
+            "mesh_tensor": options.mesh_tensor,
+        },
         "tokens_per_second": result.tokens_per_second,
     }
 

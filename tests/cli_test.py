@@ -180,6 +180,10 @@ def test_bad_generation_requests(capsys, tmp_path, world):
     assert_user_error(generate("--mode=continuation"), "no prompt")
     assert_user_error(generate("--mode=continuation", prompt, "--top_p=2"), "top_p out of range")
     assert_user_error(generate("--mode=continuation", prompt, prompt), "prompt given twice")
+    unprompted = lambda *mesh: generate("--mode=unconditional", *mesh)
+    assert_user_error(unprompted("--mesh_data=2"), "mesh of 2 devices; there are 1: --mesh_data=2 --mesh_tensor=1")
+    assert_user_error(unprompted("--mesh_tensor=0"), "mesh axes must be 1 or more: --mesh_data=1 --mesh_tensor=0")
+    assert_user_error(unprompted("--mesh_tensor=two"), "invalid int value: 'two'")
     assert_user_error(
         run(capsys, "generate", f"--bundle={world['codec']}", "--mode=unconditional", f"--output={tmp_path}"),
         "not a bundle",

@@ -9,24 +9,39 @@ for each cache size, serve requests of every length.
 
 Activations are columns, [D, M] with M = B · T: see `decoder_weights`.
 
+On a mesh each device decodes its rows with its heads and feed-forward units. Where the weights and the state of the
+loop lie says it all (`weight_shardings`, `LanguageModel.place`); no cache ever leaves its device.
+
 Shape suffixes: B batch, U different prefixes, P prefix positions, T positions, S cache slots, M columns (B · T),
 N heads, H head width, D model, F feed-forward, K codes, Q levels.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from audiolm_jax.lm.attention import relative_position_bias, rotate
 from audiolm_jax.lm.sampling import Sampling, sample
 from audiolm_jax.lm.stages import BOS, Stage
 from audiolm_jax.lm.transformer import TransformerConfig
-from audiolm_jax.lm.weights import Weights, decoder_weights, for_a_single_row, in_huge_pages, product
+from audiolm_jax.lm.weights import (
+    HEAD_AXIS,
+    ROW_AXES,
+    Weights,
+    check_mesh,
+    decoder_weights,
+    for_a_single_row,
+    in_huge_pages,
+    product,
+    sharded_weights,
+)
 
 Cache = list[dict[str, jax.Array]]
 
@@ -145,10 +160,15 @@ def level_logits(
 
 @functools.partial(jax.jit, static_argnames=("config", "num_slots"))
 def _prefill(config, num_slots: int, weights, prefix_UP, padding_U, source_B):
-    """The cache and last hidden state of each prefix, computed once, then copied to the rows that begin with it."""
+    """The cache and last hidden state of each prefix, computed once, then copied to the rows that begin with it.
+
+    Without `source_B`, every row has a prefix of its own.
+    """
     num_prefixes, length = prefix_UP.shape
     cache = init_cache(config, num_prefixes, length)
     hidden_DUP, cache = forward_cached(config, weights, prefix_UP, padding_U, cache, 0)
+    if source_B is None:
+        return hidden_DUP[..., -1], _with_slots(cache, num_slots)
     copy = lambda leaf: jnp.reshape(leaf, (num_prefixes, *leaf.shape[-3:]))[source_B]
     rows = jax.tree.map(copy, cache) if len(source_B) > 1 else cache
     return hidden_DUP[:, source_B, -1], _with_slots(rows, num_slots)
@@ -164,13 +184,13 @@ def _with_slots(cache: Cache, num_slots: int) -> Cache:
     return jax.tree.map(pad, cache)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "stage", "sampling"), donate_argnames="state")
-def _sample_tokens(config, stage: Stage, sampling: Sampling, weights, rows: dict[str, jax.Array], state):
+@functools.partial(jax.jit, static_argnames=("config", "stage", "top_k"), donate_argnames="state")
+def _sample_tokens(config, stage: Stage, top_k: int, settings, weights, rows: dict[str, jax.Array], state):
     """Samples until the cache is full or every row is done.
 
     Args:
       config, stage, weights: see `decoder_weights`.
-      sampling: settings.
+      top_k, settings: of the sampling; the latter are its `traced`.
       rows: what stays the same: `prefix_length`, `padding_B`, `num_tokens_B`, `may_end_B`, `keys_B`.
       state: what a step changes: `index` (tokens sampled so far), `token_B` and `hidden_DB` of the last position,
         `cache`, `ended_B`, `done_B`.
@@ -190,7 +210,8 @@ def _sample_tokens(config, stage: Stage, sampling: Sampling, weights, rows: dict
         level = index % levels
         end_legal_B = rows["may_end_B"] & (level == 0) & (index > 0)
         logits_BK = level_logits(config, weights, stage, state["hidden_DB"], level, end_legal_B, state["token_B"])
-        code_B = sample(jax.vmap(jax.random.fold_in, (0, None))(rows["keys_B"], index), logits_BK, sampling)
+        keys_B = jax.vmap(jax.random.fold_in, (0, None))(rows["keys_B"], index)
+        code_B = sample(keys_B, logits_BK, top_k, **settings)
         ended_B = state["ended_B"] | (~state["done_B"] & (code_B == stage.target.codebook_size))
         done_B = state["done_B"] | ended_B
         token_B = jnp.where(done_B, BOS, stage.level_start(level) + code_B)
@@ -232,21 +253,60 @@ class LanguageModel:
 
     Attributes:
       int8: decode with weights in 8 bits, see `decoder_weights`.
+      mesh: decode on its devices, as `audiolm_jax.make_mesh` lays them out; on one device by default.
+
+    Raises:
+      UserError: a mesh that does not divide the heads or the feed-forward width, or has other axes.
     """
 
     stage: Stage
     config: TransformerConfig
     params: dict[str, Any]
     int8: bool = False
+    mesh: Mesh | None = None
+
+    def __post_init__(self):
+        if self.mesh is not None:
+            check_mesh(self.mesh, self.config, self.stage.name)
 
     @functools.cached_property
     def weights(self) -> Weights:
         """See `decoder_weights`; made when first needed."""
+        if self.mesh is not None:
+            return sharded_weights(self.mesh, self.config, self.stage, self.params, self.int8)
         return in_huge_pages(decoder_weights(self.config, self.stage, self.params, self.int8))
 
     def step_weights(self, batch: int) -> Weights:
         """The weights for steps of so many rows."""
-        return self._single_row_weights if batch == 1 and jax.default_backend() == "cpu" else self.weights
+        turned = batch == 1 and self.mesh is None and jax.default_backend() == "cpu"
+        return self._single_row_weights if turned else self.weights
+
+    def batch_class(self, num_rows: int) -> int:
+        """The batch in which so many rows are decoded; of several, each part of the mesh has as many."""
+        batch = size_class(num_rows)
+        return batch if batch == 1 else round_up(batch, self.num_row_shards)
+
+    @property
+    def num_row_shards(self) -> int:
+        """Into how many parts the mesh cuts the rows of a batch."""
+        return 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in ROW_AXES)
+
+    def place(self, batch: int, arrays: dict[str, Any]) -> dict[str, Any]:
+        """Arrays of a batch on the mesh: rows cut by data and fsdp, a single one whole; heads of the cache by tensor.
+
+        From these and the weights the partitioner finds the rest by itself. Without a mesh, the arrays as they are.
+        """
+        if self.mesh is None:
+            return arrays
+        rows = ROW_AXES if batch > 1 else None
+        specs = {
+            "cache": PartitionSpec(rows, HEAD_AXIS) if batch > 1 else PartitionSpec(HEAD_AXIS),
+            "hidden_DB": PartitionSpec(None, rows),
+            "prefix_length": PartitionSpec(),
+            "index": PartitionSpec(),
+        }
+        places = {name: NamedSharding(self.mesh, specs.get(name, PartitionSpec(rows))) for name in arrays}
+        return {name: jax.device_put(array, places[name]) for name, array in arrays.items()}
 
     @functools.cached_property
     def _single_row_weights(self) -> Weights:
@@ -278,35 +338,23 @@ def decode_stage(
       codes of each row, int32 [frames, levels] with fewer frames where the end token was sampled, and
       whether it was.
     """
-    config, stage = lm.config, lm.stage
-    num_rows, levels = len(prefixes), stage.target.num_levels
-    batch = size_class(num_rows)
+    num_rows, levels = len(prefixes), lm.stage.target.num_levels
+    batch = lm.batch_class(num_rows)
     extra = batch - num_rows
-    num_tokens_B = np.pad(np.array(num_frames, np.int32) * levels, (0, extra))
-    prefix_UP, padding_U, source_B = _different_prefixes([*prefixes, *[prefixes[0]] * extra])
-    prefix_length = prefix_UP.shape[1]
-    hidden_DB, cache = _prefill(config, slot_class(prefix_length + 1), lm.weights, prefix_UP, padding_U, source_B)
-    rows = {
-        "prefix_length": np.int32(prefix_length),
-        "padding_B": padding_U[source_B],
-        "num_tokens_B": num_tokens_B,
-        "may_end_B": np.pad(np.array(may_end, bool) & stage.predicts_end, (0, extra)),
-        "keys_B": keys_B[np.minimum(np.arange(batch), num_rows - 1)],
-    }
-    state = {
-        "index": np.int32(0),
-        "token_B": prefix_UP[source_B, -1],
-        "hidden_DB": hidden_DB,
-        "cache": cache,
-        "ended_B": np.zeros(batch, bool),
-        "done_B": num_tokens_B <= 0,
-    }
+    prefix_length, rows, state = _start(
+        lm,
+        [*prefixes, *[prefixes[0]] * extra],
+        np.pad(np.array(num_frames, np.int32) * levels, (0, extra)),
+        np.pad(np.array(may_end, bool) & lm.stage.predicts_end, (0, extra)),
+        keys_B[np.minimum(np.arange(batch), num_rows - 1)],
+    )
     pieces = []
     while not np.all(state["done_B"]):
         if state["index"] > 0:
             state["cache"] = _grow(state["cache"], slot_class(cache_slots(state["cache"]) + 1))
         first = prefix_length + int(state["index"])
-        state, codes_BS = _sample_tokens(config, stage, sampling, lm.step_weights(batch), rows, state)
+        weights = lm.step_weights(batch)
+        state, codes_BS = _sample_tokens(lm.config, lm.stage, sampling.top_k, sampling.traced, weights, rows, state)
         pieces.append(np.asarray(codes_BS)[:, first : prefix_length + int(state["index"])])
     codes_BT = np.concatenate([np.zeros((batch, 0), np.int32), *pieces], axis=1)
     sampled = []
@@ -317,16 +365,51 @@ def decode_stage(
     return sampled, np.asarray(state["ended_B"])[:num_rows].tolist()
 
 
-def _different_prefixes(prefixes: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Each prefix once, padded on the left; the padding of each; and which of them each row has: [U, P], [U], [B]."""
+def _start(lm: LanguageModel, prefixes: Sequence[np.ndarray], num_tokens_B, may_end_B, keys_B):
+    """The prefix length, and `rows` and `state` of `_sample_tokens`, with the prefixes prefilled."""
+    batch = len(prefixes)
+    different, source_B = _different_prefixes(prefixes)
+    # A mesh that cuts the batch prefills each row where it lies: cheaper than moving caches between devices.
+    apart = lm.num_row_shards > 1 and len(different) > 1
+    if apart:
+        different, source_B = list(prefixes), np.arange(batch, dtype=np.int32)
+    prefix_UP, padding_U = _padded_left(different)
+    prefix_length = prefix_UP.shape[1]
+    given = lm.place(len(different), {"prefix_UP": prefix_UP, "padding_U": padding_U})
+    given |= {"source_B": None} if apart else lm.place(batch, {"source_B": source_B})
+    hidden_DB, cache = _prefill(lm.config, slot_class(prefix_length + 1), lm.weights, **given)
+    rows = {
+        "prefix_length": np.int32(prefix_length),
+        "padding_B": padding_U[source_B],
+        "num_tokens_B": num_tokens_B,
+        "may_end_B": may_end_B,
+        "keys_B": keys_B,
+    }
+    state = {
+        "index": np.int32(0),
+        "token_B": prefix_UP[source_B, -1],
+        "hidden_DB": hidden_DB,
+        "cache": cache,
+        "ended_B": np.zeros(batch, bool),
+        "done_B": num_tokens_B <= 0,
+    }
+    return prefix_length, lm.place(batch, rows), lm.place(batch, state)
+
+
+def _different_prefixes(prefixes: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
+    """Each prefix once (and the first again, up to a class of sizes), and which of them each row has."""
     numbers: dict[bytes, int] = {}
     source_B = np.array([numbers.setdefault(prefix.tobytes(), len(numbers)) for prefix in prefixes], np.int32)
-    unique = [np.frombuffer(tokens, np.int32) for tokens in numbers]
-    unique += [unique[0]] * (size_class(len(unique)) - len(unique))
-    lengths_U = np.array([len(prefix) for prefix in unique])
+    different = [np.frombuffer(tokens, np.int32) for tokens in numbers]
+    return different + [different[0]] * (size_class(len(different)) - len(different)), source_B
+
+
+def _padded_left(prefixes: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Prefixes as one array of a class of lengths [U, P], and the padding of each [U]."""
+    lengths_U = np.array([len(prefix) for prefix in prefixes])
     longest = int(lengths_U.max())
     length = round_up(longest, 64) if longest > 64 else max(8, size_class(longest))
-    prefix_UP = np.full((len(unique), length), BOS, np.int32)
-    for row, prefix in enumerate(unique):
+    prefix_UP = np.full((len(prefixes), length), BOS, np.int32)
+    for row, prefix in enumerate(prefixes):
         prefix_UP[row, length - len(prefix) :] = prefix
-    return prefix_UP, (length - lengths_U).astype(np.int32), source_B
+    return prefix_UP, (length - lengths_U).astype(np.int32)

@@ -30,15 +30,23 @@ class Sampling:
         if not 0 < self.top_p <= 1:
             raise UserError("top_p out of range", self.top_p, "give more than 0, at most 1 (all)")
 
+    @property
+    def traced(self) -> dict[str, float]:
+        """The arguments of `sample` that a compiled program takes as they come; which of them there are is fixed."""
+        if self.temperature == 0:
+            return {}
+        nucleus = {"top_p": float(self.top_p)} if self.top_p < 1 else {}
+        return {"temperature": float(self.temperature), **nucleus}
 
-def filter_logits(logits_BV: jax.Array, top_k: int, top_p: float) -> jax.Array:
+
+def filter_logits(logits_BV: jax.Array, top_k: int, top_p: jax.Array | float | None) -> jax.Array:
     """Sets the logits outside of the top-k and of the nucleus to −inf; the most likely always stays."""
     sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
     if top_k:
         threshold_B1 = sorted_BV[:, min(top_k, logits_BV.shape[-1]) - 1, None]
         logits_BV = jnp.where(logits_BV < threshold_B1, -jnp.inf, logits_BV)
         sorted_BV = jnp.where(sorted_BV < threshold_B1, -jnp.inf, sorted_BV)
-    if top_p < 1:
+    if top_p is not None:
         probability_BV = jax.nn.softmax(sorted_BV, axis=-1)
         before_BV = jnp.cumsum(probability_BV, axis=-1) - probability_BV
         threshold_B1 = jnp.min(jnp.where(before_BV < top_p, sorted_BV, jnp.inf), axis=-1, keepdims=True)
@@ -46,18 +54,26 @@ def filter_logits(logits_BV: jax.Array, top_k: int, top_p: float) -> jax.Array:
     return logits_BV
 
 
-def sample(keys_B: jax.Array, logits_BV: jax.Array, sampling: Sampling) -> jax.Array:
+def sample(
+    keys_B: jax.Array,
+    logits_BV: jax.Array,
+    top_k: int = 0,
+    temperature: jax.Array | float | None = None,
+    top_p: jax.Array | float | None = None,
+) -> jax.Array:
     """Draws one token a row, each row with its own key, so that a row does not depend on its company.
 
     Args:
       keys_B: typed PRNG keys.
       logits_BV: −inf where a token is not allowed.
-      sampling: settings.
+      top_k: see `Sampling`.
+      temperature: above 0 (may be traced); None is greedy.
+      top_p: see `Sampling` (may be traced); None keeps all.
 
     Returns:
       int32 [B].
     """
-    if sampling.temperature == 0:
+    if temperature is None:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    logits_BV = filter_logits(logits_BV / sampling.temperature, sampling.top_k, sampling.top_p)
+    logits_BV = filter_logits(logits_BV / temperature, top_k, top_p)
     return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)

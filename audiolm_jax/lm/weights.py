@@ -9,13 +9,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from audiolm_jax.errors import UserError
 from audiolm_jax.lm.stages import EOS, Stage
 from audiolm_jax.lm.transformer import TransformerConfig
 
 Weights = dict[str, Any]
 
 HUGE_PAGE = 2**21
+
+# What of a device mesh decoding uses: rows of the batch are cut by the first two axes, heads by the last.
+ROW_AXES = ("data", "fsdp")
+HEAD_AXIS = "tensor"
 
 
 @functools.partial(jax.jit, static_argnames=("config", "stage", "int8"))
@@ -64,6 +70,46 @@ def decoder_weights(config: TransformerConfig, stage: Stage, params: dict[str, A
         "final_norm": params["final_norm"]["scale"],
         "levels": matrix(jnp.stack(levels)),
     }
+
+
+def check_mesh(mesh: Mesh, config: TransformerConfig, name: str):
+    """Raises a UserError where the weights of the stage of that name cannot be cut as `weight_shardings` does."""
+    axes = (*ROW_AXES, HEAD_AXIS)
+    if set(mesh.axis_names) != set(axes) or set(mesh.axis_types) != {AxisType.Auto}:
+        found = ", ".join(f"{axis}: {kind.name}" for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True))
+        wanted = f"a mesh for decoding has the axes {', '.join(axes)}, all Auto"
+        raise UserError(wanted, f"mesh with {found}", "make it with audiolm_jax.make_mesh")
+    parts = mesh.shape[HEAD_AXIS]
+    for what, count in (("num_heads", config.num_heads), ("mlp_dim", config.mlp_dim)):
+        if count % parts:
+            problem = f"mesh does not divide {what}={count} of the {name} stage"
+            raise UserError(problem, f"mesh axis {HEAD_AXIS}={parts}", f"choose a size that divides {count}")
+
+
+def weight_shardings(mesh: Mesh, weights: Weights) -> Weights:
+    """Where `decoder_weights` lie on a mesh: each device has whole heads and whole feed-forward units.
+
+    Of the matrices into heads and units the outputs are cut, of those back the inputs, so that a layer needs two sums
+    over devices. Embedding, norms and the output are small and lie on every device.
+    """
+    outputs, inputs, whole = PartitionSpec(HEAD_AXIS), PartitionSpec(None, HEAD_AXIS), PartitionSpec()
+    cut = {"qkv": outputs, "wide": outputs, "gate": outputs, "out": inputs, "narrow": inputs, "position_bias": inputs}
+
+    def place(path, leaf) -> NamedSharding:
+        names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+        spec = next((cut[name] for name in names if name in cut), whole)
+        # A scale of 8-bit weights belongs to an output.
+        return NamedSharding(mesh, whole if spec == inputs and names[-1] == "scale" else spec)
+
+    return jax.tree_util.tree_map_with_path(place, weights)
+
+
+def sharded_weights(
+    mesh: Mesh, config: TransformerConfig, stage: Stage, params: dict[str, Any], int8: bool = False
+) -> Weights:
+    """`decoder_weights` on a mesh, made where they lie."""
+    make = lambda params: decoder_weights(config, stage, params, int8)
+    return jax.jit(make, out_shardings=weight_shardings(mesh, jax.eval_shape(make, params)))(params)
 
 
 def for_a_single_row(weights: Weights) -> Weights:

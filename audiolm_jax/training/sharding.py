@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -38,7 +38,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 WHOLE_IF_INDIVISIBLE = {"conv_out"}
 
 
-def make_mesh(mesh: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(mesh: ml_collections.ConfigDict | Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of a config's `mesh.data`, `mesh.fsdp`, `mesh.tensor`; one of them may be −1: all that remain.
 
     Devices of several TPU slices are laid out so that only the `data` axis (or, where that is not a multiple of the

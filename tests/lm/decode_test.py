@@ -4,6 +4,7 @@ import dataclasses
 
 import flax.linen as nn
 import jax
+import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -197,6 +198,27 @@ def test_same_keys_give_the_same_tokens_and_others_do_not():
     run = lambda seed: decode_stage(lm, [prefix], [40], [False], keys_B(seed), Sampling(1.0))[0][0]
     np.testing.assert_array_equal(run(3), run(3))
     assert not np.array_equal(run(3), run(4))
+
+
+def test_another_temperature_or_nucleus_compiles_nothing():
+    stage = STAGES[0]
+    config, params = model_of(stage)
+    lm, keys_B = LanguageModel(stage, config, params), jax.random.split(jax.random.key(3), 2)
+    prefixes = [stage.prefix(None, np.array([token])) for token in (3, 5)]
+    run = lambda *settings: np.stack(decode_stage(lm, prefixes, [40] * 2, [False] * 2, keys_B, Sampling(*settings))[0])
+    compiled = []
+    listener = lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
+    first = [run(0.9), run(0.9, 0, 0.8)]
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        other = [run(0.3), run(0.9, 0, 0.2)]
+        assert compiled == []
+        run(0.9, 4, 0.8)
+        assert len(compiled) == 1
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+    for codes, others in zip(first, other, strict=True):
+        assert not np.array_equal(codes, others)
 
 
 def test_bfloat16_cache_is_in_the_compute_type():

@@ -10,7 +10,7 @@ from audiolm_jax.lm.sampling import Sampling, filter_logits, sample
 
 
 def kept(logits_V, **settings):
-    filtered_BV = filter_logits(jnp.asarray(logits_V)[None], **{"top_k": 0, "top_p": 1.0, **settings})
+    filtered_BV = filter_logits(jnp.asarray(logits_V)[None], **{"top_k": 0, "top_p": None, **settings})
     return np.flatnonzero(np.isfinite(np.asarray(filtered_BV[0])))
 
 
@@ -39,7 +39,7 @@ def test_top_p_renormalises_after_top_k():
 def test_frequencies_follow_the_tempered_softmax():
     logits_V = np.array([1.0, 0.0, -1.0, -np.inf], np.float32)
     keys_B = jax.random.split(jax.random.key(0), 20000)
-    drawn_B = np.asarray(sample(keys_B, jnp.tile(logits_V, (20000, 1)), Sampling(0.5)))
+    drawn_B = np.asarray(sample(keys_B, jnp.tile(logits_V, (20000, 1)), temperature=0.5))
     expected_V = np.exp(2 * logits_V) / np.exp(2 * logits_V).sum()
     np.testing.assert_allclose(np.bincount(drawn_B, minlength=4) / 20000, expected_V, atol=0.015)
 
@@ -47,7 +47,7 @@ def test_frequencies_follow_the_tempered_softmax():
 def test_greedy():
     logits_BV = np.random.default_rng(0).standard_normal((5, 9)).astype(np.float32)
     keys_B = jax.random.split(jax.random.key(0), 5)
-    np.testing.assert_array_equal(sample(keys_B, jnp.asarray(logits_BV), Sampling(0.0)), logits_BV.argmax(-1))
+    np.testing.assert_array_equal(sample(keys_B, jnp.asarray(logits_BV)), logits_BV.argmax(-1))
 
 
 @pytest.mark.parametrize(

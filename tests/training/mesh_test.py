@@ -1,21 +1,10 @@
 """Eight devices compute what one does, however they share the work."""
 
-import json
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
-from tests.training.devices import environment
+from tests.training.devices import on_eight_devices
 from tests.training.meshes import MESHES
-
-
-def on_eight_devices(module, *arguments):
-    command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment(8))
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.slow
