@@ -30,7 +30,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from audiolm_jax.lm.attention import relative_position_bias, rotate
 from audiolm_jax.lm.sampling import Sampling, sample
 from audiolm_jax.lm.stages import BOS, Stage
-from audiolm_jax.lm.transformer import TransformerConfig
+from audiolm_jax.lm.transformer import TransformerConfig, condition_lengths
 from audiolm_jax.lm.weights import (
     HEAD_AXIS,
     ROW_AXES,
@@ -73,7 +73,13 @@ def cache_slots(cache: Cache) -> int:
 
 
 def forward_cached(
-    config: TransformerConfig, weights: Weights, tokens_BT: jax.Array, padding_B: jax.Array, cache: Cache, slot
+    config: TransformerConfig,
+    weights: Weights,
+    tokens_BT: jax.Array,
+    padding_B: jax.Array,
+    cache: Cache,
+    slot: jax.Array | int,
+    prefix_B: jax.Array | None = None,
 ) -> tuple[jax.Array, Cache]:
     """Runs the layers over tokens at slots slot … slot + T − 1, reading and writing the cache.
 
@@ -84,6 +90,7 @@ def forward_cached(
       padding_B: how many of the first slots of each row are padding.
       cache: see `init_cache`.
       slot: first slot of this call (may be traced).
+      prefix_B: up to which slot, padding aside, every position sees every other; None: causal throughout.
 
     Returns:
       final hidden states [D, B, T] and the cache.
@@ -91,7 +98,10 @@ def forward_cached(
     batch, num_queries = tokens_BT.shape
     num_keys = cache_slots(cache)
     query_T, key_S = slot + jnp.arange(num_queries), jnp.arange(num_keys)
-    seen_BTS = (key_S <= query_T[:, None])[None] & (key_S >= padding_B[:, None])[:, None]
+    seen_BTS = (key_S <= query_T[:, None])[None]
+    if prefix_B is not None:
+        seen_BTS = seen_BTS | (key_S < prefix_B[:, None])[:, None]
+    seen_BTS = seen_BTS & (key_S >= padding_B[:, None])[:, None]
     bias_1NTS = jnp.zeros((1, config.num_heads, 1, 1), config.param_dtype)
     if config.position == "relative_bias":
         bias_1NTS = relative_position_bias(weights["position_bias"], slot, num_queries, num_keys, config.max_distance)
@@ -166,7 +176,8 @@ def _prefill(config, num_slots: int, weights, prefix_UP, padding_U, source_B):
     """
     num_prefixes, length = prefix_UP.shape
     cache = init_cache(config, num_prefixes, length)
-    hidden_DUP, cache = forward_cached(config, weights, prefix_UP, padding_U, cache, 0)
+    condition_U = condition_lengths(prefix_UP) if config.prefix_attention else None
+    hidden_DUP, cache = forward_cached(config, weights, prefix_UP, padding_U, cache, 0, condition_U)
     if source_B is None:
         return hidden_DUP[..., -1], _with_slots(cache, num_slots)
     copy = lambda leaf: jnp.reshape(leaf, (num_prefixes, *leaf.shape[-3:]))[source_B]

@@ -226,9 +226,10 @@ def test_bfloat16_cache_is_in_the_compute_type():
     assert {leaf.dtype for leaf in jax.tree.leaves(init_cache(config, 1, 8))} == {jnp.dtype("bfloat16")}
 
 
-def test_cache_that_grows_samples_what_the_full_forward_pass_would(float64):
+@pytest.mark.parametrize("prefix_attention", [False, True])
+def test_cache_that_grows_samples_what_the_full_forward_pass_would(prefix_attention, float64):
     stage = STAGES[1]
-    config, params = model_of(stage, dtype="float64")
+    config, params = model_of(stage, dtype="float64", prefix_attention=prefix_attention)
     prefix = prefix_of(stage, 60, 0)
     # 256 slots, then 512, then 768.
     lm, keys_B = LanguageModel(stage, config, params), jax.random.split(jax.random.key(2), 1)
