@@ -126,6 +126,16 @@ class Windows:
     samples_semantic: bool
     clock: Clock
 
+    @property
+    def lengths_B(self) -> np.ndarray:
+        """Samples of each row so far."""
+        return np.array([row.samples(self.codec.hop_length) for row in self.rows])
+
+    @property
+    def ended_B(self) -> np.ndarray:
+        """Whether a sampled end token has shortened the row; once `blocks` is through."""
+        return self.lengths_B < np.array([row.total_samples for row in self.rows])
+
     def blocks(self) -> Iterator[Block]:
         """Everything from the first sample to the last, in blocks of `BLOCK_SECONDS` (the last may be shorter)."""
         decoder = _Decoder(self.codec, len(self.rows))
