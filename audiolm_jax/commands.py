@@ -210,12 +210,13 @@ def generate(options: GenerateOptions) -> list[dict[str, Any]]:
 
 
 def _progress(options: GenerateOptions, prompts: Sequence[np.ndarray], sample_rate: int) -> tqdm.tqdm:
-    """Seconds of audio in the files, of all that were asked for."""
+    """Counts samples in the files, of all that were asked for; shows seconds."""
     new_seconds = 0.0 if options.mode == "acoustic" else options.seconds or DEFAULT_SECONDS
     lengths = [len(wave_W) for wave_W in prompts] or [0]
     return tqdm.tqdm(
-        total=options.num_samples * sum(length / sample_rate + new_seconds for length in lengths),
+        total=options.num_samples * sum(length + round(new_seconds * sample_rate) for length in lengths),
         desc="generate",
+        unit_scale=1 / sample_rate,
         bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total:.1f} s [{elapsed}<{remaining}]",
         mininterval=0.5 if sys.stderr.isatty() else 10.0,
     )
@@ -223,15 +224,14 @@ def _progress(options: GenerateOptions, prompts: Sequence[np.ndarray], sample_ra
 
 def _write_blocks(windows: Windows, paths: Sequence[pathlib.Path], progress: tqdm.tqdm):
     """Generates; what is ready goes into the rows' files at once, so memory does not grow with the length."""
-    rate = windows.codec.sample_rate
     with contextlib.ExitStack() as stack:
-        writers = [stack.enter_context(audio.writer(path, rate)) for path in paths]
+        writers = [stack.enter_context(audio.writer(path, windows.codec.sample_rate)) for path in paths]
         for block in windows.blocks():
             for write, wave_W, length in zip(writers, block.wave_BW, block.lengths_B, strict=True):
                 write(wave_W[:length])
-            progress.update(block.lengths_B.sum() / rate)
+            progress.update(int(block.lengths_B.sum()))
     # An end token leaves less to do.
-    progress.total -= sum(row.total_samples for row in windows.rows) / rate - windows.lengths_B.sum() / rate
+    progress.total -= sum(row.total_samples for row in windows.rows) - int(windows.lengths_B.sum())
     progress.refresh()
 
 

@@ -188,7 +188,7 @@ def test_bad_generation_requests(capsys, tmp_path, world):
 
 
 def test_generate_writes_wavs_and_their_list(capsys, tmp_path, world):
-    status, _, error = run(
+    status, *_, error = run(
         capsys, "generate", f"--bundle={world['bundle']}", "--mode=continuation", f"--prompt={world['wav']}",
         f"--prompt={world['recordings']}/high", "--prompt_seconds=1", "--seconds=0.5", "--num_samples=2", "--seed=3",
         "--temperature_coarse=0.7", "--top_k=5", "--ignore_end", f"--output={tmp_path}",
@@ -207,7 +207,7 @@ def test_generate_writes_wavs_and_their_list(capsys, tmp_path, world):
 
 
 def test_progress_is_of_what_end_tokens_leave(capsys, tmp_path, world):
-    status, _, error = run(
+    status, *_, error = run(
         capsys, "generate", f"--bundle={world['bundle']}", "--mode=unconditional", "--seconds=4", "--num_samples=12",
         "--temperature=4", f"--output={tmp_path}",
     )  # fmt: skip
