@@ -158,7 +158,8 @@ class Windows:
 
     def _coarse_span(self, row: Row) -> tuple[int, int]:
         """Frames start … stop of a row's next coarse window, what it carries over included."""
-        limit = round(self.stages["coarse"].stage.crop_seconds * self.codec.frame_rate)
+        # Whole semantic frames, as in training: windows begin and end where one does.
+        limit = self.stages["coarse"].stage.crop_frames * self.frames_per_token
         carried = int(limit * CARRIED["coarse"]) // self.frames_per_token * self.frames_per_token
         done = len(row.acoustic)
         fits = row.total_frames <= limit or done < limit - carried
