@@ -22,9 +22,10 @@ from audiolm_jax.lm.decode import LanguageModel, decode_stage, size_class
 from audiolm_jax.lm.sampling import Sampling
 from audiolm_jax.lm.stages import Stage
 
-# Of a window's crop, how much is the end of what came before, where not all of it fits: of the coarse stage exactly,
-# of the semantic stage at least (SPEC: coarse 3 of 10 s, semantic 15 of 30 s).
-CARRIED = {"semantic": 0.5, "coarse": 0.3}
+# Of a window's crop, how much is the end of what came before, where not all of it fits: of the coarse and fine stages
+# exactly, of the semantic stage at least (SPEC: coarse 3 of 10 s, semantic 15 of 30 s). The paper's fine chunks have
+# nothing of what came before; docs/length.md: then the first frame of each stands out.
+CARRIED = {"semantic": 0.5, "coarse": 0.3, "fine": 0.1}
 # An ended utterance may sound this much longer than its semantic tokens last on average.
 END_SLACK = 1.25
 # Seconds of audio that leave at a time.
@@ -225,12 +226,25 @@ class Windows:
             if has_ended:
                 row.total_frames = len(row.acoustic)
 
+    @property
+    def chunk_frames(self) -> int:
+        """Acoustic frames that a chunk of the fine stage fills: its crop less what it carries."""
+        return self._fine_crop - int(self._fine_crop * CARRIED["fine"])
+
+    @property
+    def _fine_crop(self) -> int:
+        return round(self.stages["fine"].stage.crop_seconds * self.codec.frame_rate)
+
     def _fill_fine(self):
-        """Stage 3: the fine levels of every new chunk of one crop, as one batch; a row's last may be shorter."""
+        """Stage 3: the fine levels of every new chunk, as one batch; a row's last may be shorter.
+
+        The frames that a window's first chunk carries have their fine levels. The other chunks do not wait for the one
+        before: what they carry they sample for themselves and drop.
+        """
         lm = self.stages["fine"]
         coarse, fine = lm.stage.condition, lm.stage.target
         assert coarse is not None
-        size = round(lm.stage.crop_seconds * self.codec.frame_rate)
+        size, carried = self.chunk_frames, self._fine_crop - self.chunk_frames
         chunks = [
             (row, slice(start, min(start + size, len(row.acoustic))))
             for row in self.rows
@@ -239,17 +253,18 @@ class Windows:
         ]
         if not chunks:
             return
-        none = np.zeros(0, np.int32)
-        codes, _ = self._sample(
-            lm,
-            [row for row, _ in chunks],
-            [(span.start - row.prompt_frames) // size for row, span in chunks],
-            [lm.stage.prefix(coarse.flatten(row.acoustic[span]), none) for row, span in chunks],
-            [span.stop - span.start for _, span in chunks],
-            [False] * len(chunks),
-        )
+        prefixes, counts = [], []
+        for row, span in chunks:
+            first = max(0, span.start - carried)
+            given_TQ = row.acoustic[first : min(span.start, row.finished_frames)]
+            condition = coarse.flatten(row.acoustic[first : span.stop])
+            prefixes.append(lm.stage.prefix(condition, fine.flatten(given_TQ)))
+            counts.append(span.stop - first - len(given_TQ))
+        numbers = [(span.start - row.prompt_frames) // size for row, span in chunks]
+        codes, _ = self._sample(lm, [row for row, _ in chunks], numbers, prefixes, counts, [False] * len(chunks))
         for (row, span), codes_TQ in zip(chunks, codes, strict=True):
-            row.acoustic[span, fine.first_level : fine.first_level + fine.num_levels] = codes_TQ
+            levels = slice(fine.first_level, fine.first_level + fine.num_levels)
+            row.acoustic[span, levels] = codes_TQ[len(codes_TQ) - (span.stop - span.start) :]
             row.finished_frames = span.stop
 
     def _sample(self, lm: LanguageModel, rows, numbers, prefixes, counts, may_end):

@@ -130,8 +130,7 @@ def watch(windows: Windows) -> tuple[np.ndarray, dict[str, list[int]]]:
     codec, first, last = windows.codec, windows.rows[0].prompt_frames, windows.rows[0].total_frames
     borders = {"prompt": {first}, "coarse window": window_ends}
     if "fine" in windows.stages:
-        chunk = round(windows.stages["fine"].stage.crop_seconds * codec.frame_rate)
-        borders["fine chunk"] = set(range(first + chunk, last, chunk))
+        borders["fine chunk"] = set(range(first, last, windows.chunk_frames))
     borders["decoded block"] = {samples // codec.hop_length for samples in itertools.accumulate(lengths)}
     new = {kind: sorted(frame for frame in frames if first < frame < last) for kind, frames in borders.items()}
     return np.concatenate(waves, axis=1), {**new, "prompt": [first]}
