@@ -92,21 +92,24 @@ def measure_stream(model: AudioLM, prompt_1W: np.ndarray, seconds: float, seed: 
 
     Returns:
       `seconds` of new audio; `first_sound` and `total` seconds from the request to the first and the last new block;
-      `wait`: how long a player waits, from the request, so as never to run dry; and the fields of `Memory`, in bytes.
+      `wait`: how long a player waits, from the request, so as never to run dry; `cores`: the processor's time over that
+      of the clock; and the fields of `Memory`, in bytes.
     """
     rate, heard = model.codec.sample_rate, -prompt_1W.shape[1]
     arrivals = []
     with Memory() as memory:
-        start = time.perf_counter()
+        start, processor_start = time.perf_counter(), time.process_time()
         for block in model.stream(prompt_1W, seconds=seconds, seed=seed, ignore_end=True):
             heard_before, heard = max(heard, 0), heard + block.wave_BW.shape[1]
             if heard > 0:
                 arrivals.append((heard_before / rate, time.perf_counter() - start))
+        processor_seconds = time.process_time() - processor_start
     return {
         "seconds": seconds,
         "first_sound": arrivals[0][1],
         "total": arrivals[-1][1],
         "wait": max(arrival - position for position, arrival in arrivals),
+        "cores": processor_seconds / arrivals[-1][1],
         "resident_start": memory.resident_start,
         "resident_peak": memory.resident_peak,
         "arrays_peak": memory.arrays_peak,
@@ -296,12 +299,13 @@ Prompt: {{ "%g" % result.prompt_seconds }} s. Two runs of each length, the slowe
 
 ![Memory, time and seams](length-{{ result.slug }}.png)
 
-| seconds | first sound, s | wait, s | all, s | all / seconds | resident before, MiB | at most, MiB | arrays, MiB |
-| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| seconds | first sound, s | wait, s | all, s | all / seconds | cores used | resident before, MiB | at most, MiB | \
+arrays, MiB |
+| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 {%- for run in result.lengths %}
 | {{ "%g" % run.seconds }} | {{ "%.2f" % run.first_sound }} | {{ "%.2f" % run.wait }} | {{ "%.1f" % run.total }} | \
-{{ "%.2f" % (run.total / run.seconds) }} | {{ "%.1f" % run.resident_start }} | {{ "%.1f" % run.resident_peak }} | \
-{{ "%.2f" % run.arrays_peak }} |
+{{ "%.2f" % (run.total / run.seconds) }} | {{ "%.2f" % run.cores }} | {{ "%.1f" % run.resident_start }} | \
+{{ "%.1f" % run.resident_peak }} | {{ "%.2f" % run.arrays_peak }} |
 {%- endfor %}
 
 Streamed less not streamed: at most {{ "%.1g" % result.streamed_less_whole }}; less the decoder over all codes at \
@@ -325,6 +329,7 @@ def by_length(runs: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for seconds, group in itertools.groupby(runs, key=lambda run: run["seconds"]):
         members = list(group)
         worst = {name: max(run[name] for run in members) for name in members[0] if name != "seconds"}
+        worst["cores"] = min(run["cores"] for run in members)
         mebibytes = {name: worst[name] / 2**20 for name in ("resident_start", "resident_peak", "arrays_peak")}
         yield {"seconds": seconds, **worst, **mebibytes}
 
