@@ -157,11 +157,22 @@ class Windows:
             yield from decoder.blocks(self.rows)
             window += 1
 
+    @property
+    def window_frames(self) -> tuple[int, int]:
+        """Acoustic frames of a coarse window, and how many of these it carries: whole semantic frames."""
+        semantic_frames = self.stages["coarse"].stage.crop_frames
+        carried = int(semantic_frames * CARRIED["coarse"])
+        return semantic_frames * self.frames_per_token, carried * self.frames_per_token
+
+    @property
+    def chunk_frames(self) -> tuple[int, int]:
+        """Acoustic frames of a fine chunk, and how many of these it carries."""
+        size = round(self.stages["fine"].stage.crop_seconds * self.codec.frame_rate)
+        return size, int(size * CARRIED["fine"])
+
     def _coarse_span(self, row: Row) -> tuple[int, int]:
         """Frames start … stop of a row's next coarse window, what it carries over included."""
-        # Whole semantic frames, as in training: windows begin and end where one does.
-        limit = self.stages["coarse"].stage.crop_frames * self.frames_per_token
-        carried = int(limit * CARRIED["coarse"]) // self.frames_per_token * self.frames_per_token
+        limit, carried = self.window_frames
         done = len(row.acoustic)
         fits = row.total_frames <= limit or done < limit - carried
         start = 0 if fits else done - carried
@@ -226,15 +237,6 @@ class Windows:
             if has_ended:
                 row.total_frames = len(row.acoustic)
 
-    @property
-    def chunk_frames(self) -> int:
-        """Acoustic frames that a chunk of the fine stage fills: its crop less what it carries."""
-        return self._fine_crop - int(self._fine_crop * CARRIED["fine"])
-
-    @property
-    def _fine_crop(self) -> int:
-        return round(self.stages["fine"].stage.crop_seconds * self.codec.frame_rate)
-
     def _fill_fine(self):
         """Stage 3: the fine levels of every new chunk, as one batch; a row's last may be shorter.
 
@@ -244,7 +246,8 @@ class Windows:
         lm = self.stages["fine"]
         coarse, fine = lm.stage.condition, lm.stage.target
         assert coarse is not None
-        size, carried = self.chunk_frames, self._fine_crop - self.chunk_frames
+        crop, carried = self.chunk_frames
+        size = crop - carried
         chunks = [
             (row, slice(start, min(start + size, len(row.acoustic))))
             for row in self.rows

@@ -120,20 +120,21 @@ def measure_stream(model: AudioLM, prompt_1W: np.ndarray, seconds: float, seed: 
 
 
 def watch(windows: Windows) -> tuple[np.ndarray, dict[str, list[int]]]:
-    """Runs a generation whose rows have the same length and never end.
+    """Runs a generation whose rows have the same length, never end, and have a prompt that a window takes in whole.
 
     Returns:
       wave_BW and the frames that begin behind each kind of border; a frame may begin behind several.
     """
-    waves, lengths, window_ends = [], [], set()
+    waves, lengths = [], []
     for block in windows.blocks():
         waves.append(block.wave_BW)
         lengths.append(block.wave_BW.shape[1])
-        window_ends.add(len(windows.rows[0].acoustic))
     codec, first, last = windows.codec, windows.rows[0].prompt_frames, windows.rows[0].total_frames
-    borders = {"prompt": {first}, "coarse window": window_ends}
+    size, carried = windows.window_frames
+    borders = {"prompt": {first}, "coarse window": set(range(size, last, size - carried))}
     if "fine" in windows.stages:
-        borders["fine chunk"] = set(range(first, last, windows.chunk_frames))
+        size, carried = windows.chunk_frames
+        borders["fine chunk"] = set(range(first, last, size - carried))
     borders["decoded block"] = {samples // codec.hop_length for samples in itertools.accumulate(lengths)}
     new = {kind: sorted(frame for frame in frames if first < frame < last) for kind, frames in borders.items()}
     return np.concatenate(waves, axis=1), {**new, "prompt": [first]}
