@@ -23,8 +23,8 @@ from audiolm_jax.lm.sampling import Sampling
 from audiolm_jax.lm.stages import Stage
 
 # Of a window's crop, how much is the end of what came before, where not all of it fits: of the coarse and fine stages
-# exactly, of the semantic stage at least (SPEC: coarse 3 of 10 s, semantic 15 of 30 s). The paper's fine chunks have
-# nothing of what came before; docs/length.md: then the first frame of each stands out.
+# exactly, of the semantic stage at least (SPEC: coarse 3 of 10 s, semantic 15 of 30 s). The paper's fine chunks carry
+# nothing: as benchmarks/length.py measures, the sound then changes more where one begins.
 CARRIED = {"semantic": 0.5, "coarse": 0.3, "fine": 0.1}
 # An ended utterance may sound this much longer than its semantic tokens last on average.
 END_SLACK = 1.25

@@ -285,7 +285,7 @@ tokens off, after calls that compiled all programs.
   ({{ num_mels }} bins, nats) of the frames on both sides. Borders are compared with all other frames of the new audio.
   *Rank* is the share of frames inside that change as much as a border, on average: 0.5 where borders are like the
   inside, 0 where every border stands out. *p* is the probability of so low a rank by chance (one-sided Mann-Whitney;
-  no correction for the number of rows).
+  no correction for the number of comparisons; the continuations have the end of their prompt in common).
 - *Controls* are seams made on purpose: the same codes decoded by a decoder that forgets its state at every block, and
   another row that goes on where a coarse window begins.
 {% for result in results %}
@@ -355,7 +355,7 @@ def draw(result: dict[str, Any], path: pathlib.Path):
         seams.plot([middle], [height], color=color, marker="o")
     seams.set_yticks(range(len(spans)), [name for name, _ in spans])
     seams.invert_yaxis()
-    seams.set(xlabel="log-mel distance of neighbouring frames (5, 25, 50, 75, 95 %)", xlim=(0, None), title="Seams")
+    seams.set(xlabel="log-mel distance (5, 25, 50, 75, 95 %)", xlim=(0, None), title="Seams")
     for axes in (memory, times):
         axes.legend(fontsize="small")
     figure.savefig(path, dpi=110)

@@ -66,6 +66,7 @@ def seams_of(length, model):
     return borders, {(row["kind"], row["measure"]): row for row in rows}
 
 
+@pytest.mark.slow
 def test_a_stream_has_no_seams_where_a_decoder_that_forgets_has(length, model, monkeypatch):
     borders, seams = seams_of(length, model)
     assert borders["decoded block"] == list(range(100, 3050, 50)) and borders["prompt"] == [50]
@@ -79,6 +80,7 @@ def test_a_stream_has_no_seams_where_a_decoder_that_forgets_has(length, model, m
         assert broken[kind, "log-mel distance"]["rank"] < 0.1 and broken[kind, "log-mel distance"]["p"] < 1e-6, kind
 
 
+@pytest.mark.slow
 def test_it_runs_through(length, bundle, tmp_path, monkeypatch, capsys):
     soundfile.write(tmp_path / "prompt.wav", noise(20000)[0], 16000)
     (tmp_path / "docs").mkdir()
