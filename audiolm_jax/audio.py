@@ -4,8 +4,11 @@ libsndfile (by `soundfile`) decodes WAV, FLAC, MP3, Ogg and more; `soxr` resampl
 in [−1, 1], mono. Suffix W: samples.
 """
 
+import contextlib
 import io
 import pathlib
+import wave
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import soundfile
@@ -93,3 +96,18 @@ def encode_wav(wave_W: np.ndarray, sample_rate: int, file_format: str = "WAV") -
 def write(path: str | pathlib.Path, wave_W: np.ndarray, sample_rate: int):
     """Writes a 16-bit mono WAV; the whole file or nothing."""
     files.write_bytes(path, encode_wav(wave_W, sample_rate))
+
+
+@contextlib.contextmanager
+def writer(path: str | pathlib.Path, sample_rate: int) -> Iterator[Callable[[np.ndarray], None]]:
+    """Yields a function that appends samples to what `write` would make of all of them, in little memory."""
+    # Not libsndfile: through it a full disk has no name.
+    with files.new_file(path) as scratch, open(scratch, "wb") as file, wave.open(file, "wb") as sound:
+        sound.setparams((1, 2, sample_rate, 0, "NONE", ""))
+        yield lambda wave_W: sound.writeframesraw(_pcm16(wave_W).tobytes())
+
+
+def _pcm16(wave_W: np.ndarray) -> np.ndarray:
+    """Samples as libsndfile makes them: the upper half of 32 bits, little-endian; outside of [−1, 1] clipped."""
+    wide_W = np.clip(np.rint(wave_W.astype(np.float64) * 2**31), -(2**31), 2**31 - 1).astype(np.int32)
+    return (wide_W >> 16).astype("<i2")

@@ -1,9 +1,11 @@
 """What each command does between files and models; `cli` parses and calls one of these."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
+import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,12 +20,13 @@ from audiolm_jax import audio, bundle, files
 from audiolm_jax.data import manifest
 from audiolm_jax.data.tokenize import tokenize as tokenize_recordings
 from audiolm_jax.errors import UserError
-from audiolm_jax.generate import Generation, check_request
+from audiolm_jax.generate import DEFAULT_SECONDS, check_request
 from audiolm_jax.lm.sampling import Sampling
 from audiolm_jax.parts import Part, read_part, write_part
 from audiolm_jax.semantic.kmeans import fit_clusters
 from audiolm_jax.training.loop import report
 from audiolm_jax.training.sharding import make_mesh
+from audiolm_jax.windows import Windows
 
 BATCH_SECONDS = 60.0
 
@@ -186,26 +189,27 @@ def generate(options: GenerateOptions) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = []
     size = max(1, options.batch_rows // options.num_samples)
     settings = {name: dataclasses.asdict(stage) for name, stage in sampling.items()}
-    for first in tqdm.trange(0, len(names), size, desc="generate", unit="batch"):
-        batch = prompts[first : first + size]
-        lengths_B = np.array([len(wave_W) for wave_W in batch])
-        result = model.generate(
-            np.stack([np.pad(wave_W, (0, lengths_B.max() - len(wave_W))) for wave_W in batch]) if batch else None,
-            options.mode,
-            options.seconds,
-            options.num_samples,
-            options.seed,
-            lengths_B if batch else None,
-            sampling,
-            options.ignore_end,
-        )
-        for row in range(len(result.wave_BW)):
-            index, sample = first + row // options.num_samples, row % options.num_samples
-            name = f"{names[index]}_{sample:02}.wav"
-            audio.write(folder / name, result.wave_BW[row, : result.lengths_B[row]], result.sample_rate)
-            prompt = str(paths[index]) if paths else None
-            length = len(prompts[index]) if options.mode == "continuation" else 0
-            entries.append(_entry(name, prompt, length, sample, row, result, options, settings))
+    with _progress(options, prompts, model.codec.sample_rate) as progress:
+        for first in range(0, len(names), size):
+            batch = prompts[first : first + size]
+            lengths_B = np.array([len(wave_W) for wave_W in batch])
+            windows = model.windows(
+                np.stack([np.pad(wave_W, (0, lengths_B.max() - len(wave_W))) for wave_W in batch]) if batch else None,
+                options.mode,
+                options.seconds,
+                options.num_samples,
+                options.seed,
+                lengths_B if batch else None,
+                sampling,
+                options.ignore_end,
+            )
+            rows = [(first + row // options.num_samples, row % options.num_samples) for row in range(len(windows.rows))]
+            wavs = [f"{names[index]}_{sample:02}.wav" for index, sample in rows]
+            _write_blocks(windows, [folder / name for name in wavs], progress)
+            for row, (index, sample) in enumerate(rows):
+                prompt = str(paths[index]) if paths else None
+                length = len(prompts[index]) if options.mode == "continuation" else 0
+                entries.append(_entry(wavs[row], prompt, length, sample, row, windows, options, settings))
     files.write_bytes(folder / "generation.json", (json.dumps(entries, indent=2) + "\n").encode())
     return entries
 
@@ -222,19 +226,46 @@ def _mesh(data: int, tensor: int) -> Mesh | None:
     return make_mesh({"data": data, "fsdp": 1, "tensor": tensor}, devices[: data * tensor])
 
 
+def _progress(options: GenerateOptions, prompts: Sequence[np.ndarray], sample_rate: int) -> tqdm.tqdm:
+    """Counts samples in the files, of all that were asked for; shows seconds."""
+    new_seconds = 0.0 if options.mode == "acoustic" else options.seconds or DEFAULT_SECONDS
+    lengths = [len(wave_W) for wave_W in prompts] or [0]
+    return tqdm.tqdm(
+        total=options.num_samples * sum(length + round(new_seconds * sample_rate) for length in lengths),
+        desc="generate",
+        unit_scale=1 / sample_rate,
+        bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total:.1f} s [{elapsed}<{remaining}]",
+        mininterval=0.5 if sys.stderr.isatty() else 10.0,
+    )
+
+
+def _write_blocks(windows: Windows, paths: Sequence[pathlib.Path], progress: tqdm.tqdm):
+    """Generates; what is ready goes into the rows' files at once, so memory does not grow with the length."""
+    with contextlib.ExitStack() as stack:
+        writers = [stack.enter_context(audio.writer(path, windows.codec.sample_rate)) for path in paths]
+        for block in windows.blocks():
+            for write, wave_W, length in zip(writers, block.wave_BW, block.lengths_B, strict=True):
+                write(wave_W[:length])
+            progress.update(int(block.lengths_B.sum()))
+    # An end token leaves less to do.
+    progress.total -= sum(row.total_samples for row in windows.rows) - int(windows.lengths_B.sum())
+    progress.refresh()
+
+
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def _entry(name, prompt, prompt_length, sample, row, result: Generation, options, settings) -> dict[str, Any]:
+def _entry(name, prompt, prompt_length, sample, row, windows: Windows, options, settings) -> dict[str, Any]:
+    rate = windows.codec.sample_rate
     return {
         "path": name,
         "mode": options.mode,
         "prompt": prompt,
-        "prompt_seconds": prompt_length / result.sample_rate,
+        "prompt_seconds": prompt_length / rate,
         "sample": sample,
-        "seconds": int(result.lengths_B[row]) / result.sample_rate,
-        "ended": bool(result.ended_B[row]),
+        "seconds": int(windows.lengths_B[row]) / rate,
+        "ended": bool(windows.ended_B[row]),
         "seed": options.seed,
         "settings": {
             **settings,
@@ -243,7 +274,7 @@ def _entry(name, prompt, prompt_length, sample, row, result: Generation, options
             "mesh_data": options.mesh_data,
             "mesh_tensor": options.mesh_tensor,
         },
-        "tokens_per_second": result.tokens_per_second,
+        "tokens_per_second": windows.clock.rates(),
     }
 
 

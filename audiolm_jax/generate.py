@@ -110,16 +110,15 @@ class AudioLM:
         Raises:
           UserError: arguments that contradict each other or a prompt that is too short.
         """
-        windows = self._windows(prompt_BW, mode, seconds, num_samples, seed, lengths_B, sampling, ignore_end)
+        windows = self.windows(prompt_BW, mode, seconds, num_samples, seed, lengths_B, sampling, ignore_end)
         wave_BW = np.concatenate([block.wave_BW for block in windows.blocks()], axis=1)
-        lengths_B = np.array([row.samples(self.codec.hop_length) for row in windows.rows])
         return Generation(
             wave_BW=wave_BW,
-            lengths_B=lengths_B,
+            lengths_B=windows.lengths_B,
             sample_rate=self.codec.sample_rate,
             semantic_BT=_stack([row.semantic for row in windows.rows]),
             acoustic_BTQ=_stack([row.acoustic for row in windows.rows]),
-            ended_B=lengths_B < np.array([row.total_samples for row in windows.rows]),
+            ended_B=windows.ended_B,
             tokens_per_second=windows.clock.rates(),
         )
 
@@ -142,9 +141,24 @@ class AudioLM:
         Raises:
           UserError: as `generate`, and before the first block.
         """
-        return self._windows(prompt_BW, mode, seconds, num_samples, seed, lengths_B, sampling, ignore_end).blocks()
+        return self.windows(prompt_BW, mode, seconds, num_samples, seed, lengths_B, sampling, ignore_end).blocks()
 
-    def _windows(self, prompt_BW, mode, seconds, num_samples, seed, lengths_B, sampling, ignore_end) -> Windows:
+    def windows(
+        self,
+        prompt_BW: np.ndarray | None = None,
+        mode: str = "continuation",
+        seconds: float | None = None,
+        num_samples: int = 1,
+        seed: int = 0,
+        lengths_B: np.ndarray | None = None,
+        sampling: dict[str, Sampling] | None = None,
+        ignore_end: bool = False,
+    ) -> Windows:
+        """What `stream` drives, with the same arguments: its `blocks`, and its rows, which tell how far it is.
+
+        Raises:
+          UserError: as `generate`.
+        """
         check_request(mode, prompt_BW is not None, seconds, num_samples)
         seconds = DEFAULT_SECONDS if seconds is None else seconds
         return Windows(

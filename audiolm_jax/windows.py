@@ -22,9 +22,10 @@ from audiolm_jax.lm.decode import LanguageModel, decode_stage, size_class
 from audiolm_jax.lm.sampling import Sampling
 from audiolm_jax.lm.stages import Stage
 
-# Of a window's crop, how much is the end of what came before, where not all of it fits: of the coarse stage exactly,
-# of the semantic stage at least (SPEC: coarse 3 of 10 s, semantic 15 of 30 s).
-CARRIED = {"semantic": 0.5, "coarse": 0.3}
+# Of a window's crop, how much is the end of what came before, where not all of it fits: of the coarse and fine stages
+# exactly, of the semantic stage at least (SPEC: coarse 3 of 10 s, semantic 15 of 30 s). The paper's fine chunks carry
+# nothing: as benchmarks/length.py measures, the sound then changes more where one begins.
+CARRIED = {"semantic": 0.5, "coarse": 0.3, "fine": 0.1}
 # An ended utterance may sound this much longer than its semantic tokens last on average.
 END_SLACK = 1.25
 # Seconds of audio that leave at a time.
@@ -126,6 +127,16 @@ class Windows:
     samples_semantic: bool
     clock: Clock
 
+    @property
+    def lengths_B(self) -> np.ndarray:
+        """Samples of each row so far."""
+        return np.array([row.samples(self.codec.hop_length) for row in self.rows])
+
+    @property
+    def ended_B(self) -> np.ndarray:
+        """Whether a sampled end token has shortened the row; once `blocks` is through."""
+        return self.lengths_B < np.array([row.total_samples for row in self.rows])
+
     def blocks(self) -> Iterator[Block]:
         """Everything from the first sample to the last, in blocks of `BLOCK_SECONDS` (the last may be shorter)."""
         decoder = _Decoder(self.codec, len(self.rows))
@@ -146,10 +157,22 @@ class Windows:
             yield from decoder.blocks(self.rows)
             window += 1
 
+    @property
+    def window_frames(self) -> tuple[int, int]:
+        """Acoustic frames of a coarse window, and how many of these it carries: whole semantic frames."""
+        semantic_frames = self.stages["coarse"].stage.crop_frames
+        carried = int(semantic_frames * CARRIED["coarse"])
+        return semantic_frames * self.frames_per_token, carried * self.frames_per_token
+
+    @property
+    def chunk_frames(self) -> tuple[int, int]:
+        """Acoustic frames of a fine chunk, and how many of these it carries."""
+        size = round(self.stages["fine"].stage.crop_seconds * self.codec.frame_rate)
+        return size, int(size * CARRIED["fine"])
+
     def _coarse_span(self, row: Row) -> tuple[int, int]:
         """Frames start … stop of a row's next coarse window, what it carries over included."""
-        limit = round(self.stages["coarse"].stage.crop_seconds * self.codec.frame_rate)
-        carried = int(limit * CARRIED["coarse"]) // self.frames_per_token * self.frames_per_token
+        limit, carried = self.window_frames
         done = len(row.acoustic)
         fits = row.total_frames <= limit or done < limit - carried
         start = 0 if fits else done - carried
@@ -215,11 +238,16 @@ class Windows:
                 row.total_frames = len(row.acoustic)
 
     def _fill_fine(self):
-        """Stage 3: the fine levels of every new chunk of one crop, as one batch; a row's last may be shorter."""
+        """Stage 3: the fine levels of every new chunk, as one batch; a row's last may be shorter.
+
+        The frames that a window's first chunk carries have their fine levels. The other chunks do not wait for the one
+        before: what they carry they sample for themselves and drop.
+        """
         lm = self.stages["fine"]
         coarse, fine = lm.stage.condition, lm.stage.target
         assert coarse is not None
-        size = round(lm.stage.crop_seconds * self.codec.frame_rate)
+        crop, carried = self.chunk_frames
+        size = crop - carried
         chunks = [
             (row, slice(start, min(start + size, len(row.acoustic))))
             for row in self.rows
@@ -228,17 +256,18 @@ class Windows:
         ]
         if not chunks:
             return
-        none = np.zeros(0, np.int32)
-        codes, _ = self._sample(
-            lm,
-            [row for row, _ in chunks],
-            [(span.start - row.prompt_frames) // size for row, span in chunks],
-            [lm.stage.prefix(coarse.flatten(row.acoustic[span]), none) for row, span in chunks],
-            [span.stop - span.start for _, span in chunks],
-            [False] * len(chunks),
-        )
+        prefixes, counts = [], []
+        for row, span in chunks:
+            first = max(0, span.start - carried)
+            given_TQ = row.acoustic[first : min(span.start, row.finished_frames)]
+            condition = coarse.flatten(row.acoustic[first : span.stop])
+            prefixes.append(lm.stage.prefix(condition, fine.flatten(given_TQ)))
+            counts.append(span.stop - first - len(given_TQ))
+        numbers = [(span.start - row.prompt_frames) // size for row, span in chunks]
+        codes, _ = self._sample(lm, [row for row, _ in chunks], numbers, prefixes, counts, [False] * len(chunks))
         for (row, span), codes_TQ in zip(chunks, codes, strict=True):
-            row.acoustic[span, fine.first_level : fine.first_level + fine.num_levels] = codes_TQ
+            levels = slice(fine.first_level, fine.first_level + fine.num_levels)
+            row.acoustic[span, levels] = codes_TQ[len(codes_TQ) - (span.stop - span.start) :]
             row.finished_frames = span.stop
 
     def _sample(self, lm: LanguageModel, rows, numbers, prefixes, counts, may_end):

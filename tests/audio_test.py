@@ -85,3 +85,20 @@ def test_written_files_are_16_bit_and_whole(tmp_path):
     back = audio.read(tmp_path / "new" / "out.wav", 16000)
     np.testing.assert_allclose(back, np.clip(wave_W, -1, 1), atol=1 / 32000)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["out.wav"]
+
+
+def test_written_piece_by_piece_is_written_at_once(tmp_path):
+    wave_W = np.random.default_rng(0).uniform(-1.2, 1.2, 5000).astype(np.float32)
+    audio.write(tmp_path / "whole.wav", wave_W, 16000)
+    with audio.writer(tmp_path / "pieces.wav", 16000) as write:
+        for piece_W in np.split(wave_W, [1, 1000, 1000, 4321]):
+            write(piece_W)
+        assert not (tmp_path / "pieces.wav").exists()
+    assert (tmp_path / "pieces.wav").read_bytes() == (tmp_path / "whole.wav").read_bytes()
+
+
+def test_an_unfinished_recording_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="stopped"), audio.writer(tmp_path / "out.wav", 16000) as write:
+        write(np.zeros(100, np.float32))
+        raise ValueError("stopped")
+    assert list(tmp_path.iterdir()) == []

@@ -192,12 +192,12 @@ def test_bad_generation_requests(capsys, tmp_path, world):
 
 
 def test_generate_writes_wavs_and_their_list(capsys, tmp_path, world):
-    status, *_ = run(
+    status, *_, error = run(
         capsys, "generate", f"--bundle={world['bundle']}", "--mode=continuation", f"--prompt={world['wav']}",
         f"--prompt={world['recordings']}/high", "--prompt_seconds=1", "--seconds=0.5", "--num_samples=2", "--seed=3",
         "--temperature_coarse=0.7", "--top_k=5", "--ignore_end", f"--output={tmp_path}",
     )  # fmt: skip
-    assert status == 0
+    assert status == 0 and "generate:   0%|" in error and "15.0/15.0 s" in error
     entries = json.loads((tmp_path / "generation.json").read_text())
     assert [entry["path"] for entry in entries] == [f"tone{i}_{k:02}.wav" for i in (0, 1, 3, 5, 7) for k in (0, 1)]
     for entry in entries:
@@ -208,6 +208,19 @@ def test_generate_writes_wavs_and_their_list(capsys, tmp_path, world):
         assert entry["settings"]["fine"] == {"temperature": 0.6, "top_k": 5, "top_p": 1.0}
         assert set(entry["tokens_per_second"]) == {"semantic", "coarse", "fine"}
     assert {path.suffix for path in tmp_path.iterdir()} == {".wav", ".json"}
+
+
+def test_progress_is_of_what_end_tokens_leave(capsys, tmp_path, world):
+    status, *_, error = run(
+        capsys, "generate", f"--bundle={world['bundle']}", "--mode=unconditional", "--seconds=4", "--num_samples=12",
+        "--temperature=4", f"--output={tmp_path}",
+    )  # fmt: skip
+    entries = json.loads((tmp_path / "generation.json").read_text())
+    seconds = sum(entry["seconds"] for entry in entries)
+    assert status == 0 and any(entry["ended"] for entry in entries) and seconds < 48
+    assert "/48.0 s" in error and f"{seconds:.1f}/{seconds:.1f} s" in error
+    for entry in entries:
+        assert soundfile.info(tmp_path / entry["path"]).frames == round(entry["seconds"] * 16000)
 
 
 def test_encode_and_decode_round_trip(capsys, tmp_path, world):

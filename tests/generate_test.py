@@ -188,12 +188,13 @@ def test_streamed_is_not_streamed(model):
 
 
 def test_the_first_block_comes_before_the_rest_is_sampled(model):
-    windows = model._windows(prompts(1, 16000), "continuation", 9.0, 1, 0, None, None, True)
+    windows = model.windows(prompts(1, 16000), seconds=9.0, ignore_end=True)
     (row,) = windows.rows
     sampled = [len(row.acoustic) for _ in windows.blocks()]
-    # The prompt without a window; then, of windows of 2 s that carry 0.6 s, one after the other.
-    assert sampled[0] == 50 and sampled[1] == 100 and sampled[-1] == 500
-    assert sorted(set(sampled)) == sampled[:1] + list(range(100, 501, 70)) + [500]
+    # The prompt without a window; then, of windows of 2 s that carry 0.6 s, one after the other. The first window's
+    # only whole chunk is of 0.9 s: no block.
+    assert sampled[0] == 50 and sampled[1] == 170 and sampled[-1] == 500
+    assert sorted(set(sampled)) == sampled[:1] + list(range(170, 501, 70)) + [500]
 
 
 def test_stream_refuses_before_the_first_block(model):
