@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from audiolm_jax import __version__
+from audiolm_jax import __version__, huge_pages
 from audiolm_jax.errors import UserError
 
 STAGES = ("semantic", "coarse", "fine")
@@ -40,11 +40,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Runs one command and exits with the contract's status."""
+    """Runs one command (by default the program's own) and exits with the contract's status."""
+    is_program = arguments is None
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     try:
-        sys.exit(_run(arguments))
+        sys.exit(_run(arguments, is_program))
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except BrokenPipeError:
@@ -93,7 +94,7 @@ def _quiet_libraries():
     sys.unraisablehook = lambda _: None
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], is_program: bool) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     if not debug:
@@ -103,6 +104,8 @@ def _run(arguments: list[str]) -> int:
     unknown = [r for r in rest if not (options.takes_overrides and r.startswith("--config."))]
     if unknown:
         raise UserError("unknown argument", unknown[0], f"see `audiolm {options.command} --help`")
+    if is_program:
+        huge_pages.restart_with_them()
     return options.function(options, rest) or 0
 
 

@@ -27,6 +27,8 @@ from typing import Any
 
 import jinja2
 
+from audiolm_jax import huge_pages
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 HERE = ROOT / "benchmarks"
 RESULTS = HERE / "results"
@@ -52,7 +54,7 @@ SIZES: dict[str, dict[str, Any]] = {
             "mlp_dim": 1088,
             "gated_mlp": True,
             "dropout_rate": 0.0,
-            "block_positions": 0,
+            "block_positions": 128,
             "dtype": "float32",
             "remat": "none",
         },
@@ -168,6 +170,7 @@ Made by `python benchmarks/speed.py` from the JSON in `benchmarks/results/`. Med
   aside; on a known accelerator the causal half of attention comes to it.
 - *The peer* has its key/value cache on and its end token off, and its flash attention off, since with it its logits
   are wrong; it trains with its own AdamW and clipping. Its import is without fairseq, torchaudio and wandb.
+- Both run with memory in pages of 2 MiB, as `audiolm` starts itself on Linux.
 - *Compiling* is the first call less a later one; where one call takes a minute, that is good to a second or two.
 - *A step* of decoding is what all steps took, less the prefix, over their number; the peer's holds its prefix of one.
 {% for result in results %}
@@ -209,6 +212,8 @@ def run_child(command: list[str], core: int | None, python_path: bool) -> float:
     if core is not None:
         # The affinity is set before anything asks how many cores there are: thread pools then have one thread.
         environment |= {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        # As `audiolm` does for itself; the peer gets the same memory.
+        environment |= {huge_pages.VARIABLE: huge_pages.SETTING}
     pin = None if core is None else lambda: os.sched_setaffinity(0, {core})
     start = time.perf_counter()
     done = subprocess.run(command, env=environment, preexec_fn=pin, stdout=subprocess.DEVNULL)

@@ -345,3 +345,18 @@ def test_disk_full(tmp_path, world):
         assert result.returncode == 2, result.stderr[-3000:]
         assert last.startswith("error: File too large: ") and "Traceback" not in result.stderr
         assert not [path for path in out.rglob("*") if path.is_file()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of Linux's C library")
+def test_program_starts_itself_with_memory_in_huge_pages(tmp_path):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(
+        "import os, sys\nraise ValueError(os.environ['GLIBC_TUNABLES'], sys.argv[1:], sys.flags.utf8_mode)"
+    )
+    command = [sys.executable, "-X", "utf8", "-m", "audiolm_jax", "train", f"--config={recipe}", "--workdir=a b"]
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    for chosen in ("glibc.malloc.hugetlb=1", "glibc.malloc.check=0"):
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 2
+        assert f"ValueError: ('{chosen}', ['train', '--config={recipe}', '--workdir=a b'], 1)" in done.stderr
+        environment["GLIBC_TUNABLES"] = "glibc.malloc.check=0"

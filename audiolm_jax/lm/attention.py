@@ -72,24 +72,24 @@ def rotate(x_BTNH: jax.Array, position_T: jax.Array, base: float = 10_000.0) -> 
     return jnp.concatenate(turned, axis=-1).astype(x_BTNH.dtype)
 
 
-def attend(q_BTNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, bias_BNTS: jax.Array | None, mask_BTS: jax.Array):
+def attend(q_BNTH: jax.Array, k_BNSH: jax.Array, v_BNSH: jax.Array, bias_BNTS: jax.Array | None, mask_BTS: jax.Array):
     """Softmax attention in float32 (or wider); no 1/sqrt(H), which T5 folds into the query's initialisation.
 
     Args:
-      q_BTNH, k_BSNH, v_BSNH: queries, keys, values.
+      q_BNTH, k_BNSH, v_BNSH: queries, keys, values.
       bias_BNTS: added to the logits; broadcasts over the batch. None adds nothing.
       mask_BTS: True where the query may see the key; broadcasts over the batch.
 
     Returns:
-      [B, T, N, H] in v's type.
+      [B, N, T, H] in v's type.
     """
-    precision = jnp.promote_types(q_BTNH.dtype, jnp.float32)
-    logits_BNTS = jnp.einsum("BTNH,BSNH->BNTS", q_BTNH, k_BSNH, preferred_element_type=precision)
+    precision = jnp.promote_types(q_BNTH.dtype, jnp.float32)
+    logits_BNTS = jnp.einsum("BNTH,BNSH->BNTS", q_BNTH, k_BNSH, preferred_element_type=precision)
     if bias_BNTS is not None:
         logits_BNTS = logits_BNTS + bias_BNTS.astype(precision)
     logits_BNTS = jnp.where(mask_BTS[:, None], logits_BNTS, jnp.finfo(precision).min)
-    weights_BNTS = jax.nn.softmax(logits_BNTS, axis=-1).astype(v_BSNH.dtype)
-    return jnp.einsum("BNTS,BSNH->BTNH", weights_BNTS, v_BSNH)
+    weights_BNTS = jax.nn.softmax(logits_BNTS, axis=-1).astype(v_BNSH.dtype)
+    return jnp.einsum("BNTS,BNSH->BNTH", weights_BNTS, v_BNSH)
 
 
 def causal_attention(
@@ -118,21 +118,23 @@ def causal_attention(
     Returns:
       [B, T, N, H] in v's type.
     """
+    # Heads first, once for all blocks: a head's positions then follow one another in memory.
+    q_BNTH, k_BNTH, v_BNTH = (jnp.swapaxes(x_BTNH, 1, 2) for x_BTNH in (q_BTNH, k_BTNH, v_BTNH))
     if block_positions == 0:
-        mixed_BTNH = _attend_block(segment_ids_BT, prefix_B, max_distance, 0, q_BTNH, k_BTNH, v_BTNH, table_RN)
+        mixed_BNTH = _attend_block(segment_ids_BT, prefix_B, max_distance, 0, q_BNTH, k_BNTH, v_BNTH, table_RN)
     else:
         settings = (max_distance, block_positions)
-        mixed_BTNH = _blocked_attention(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, prefix_B, *settings)
-    return checkpoint_name(mixed_BTNH, ATTENTION_OUTPUT)
+        mixed_BNTH = _blocked_attention(q_BNTH, k_BNTH, v_BNTH, table_RN, segment_ids_BT, prefix_B, *settings)
+    return checkpoint_name(jnp.swapaxes(mixed_BNTH, 1, 2), ATTENTION_OUTPUT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
-def _blocked_attention(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, prefix_B, max_distance, block_positions):
+def _blocked_attention(q_BNTH, k_BNTH, v_BNTH, table_RN, segment_ids_BT, prefix_B, max_distance, block_positions):
     mixed = []
-    for start, stop, seen in _blocks(q_BTNH.shape[1], block_positions, prefix_B):
-        visible = (k_BTNH[:, :seen], v_BTNH[:, :seen], table_RN)
-        mixed.append(_attend_block(segment_ids_BT, prefix_B, max_distance, start, q_BTNH[:, start:stop], *visible))
-    return jnp.concatenate(mixed, axis=1)
+    for start, stop, seen in _blocks(q_BNTH.shape[2], block_positions, prefix_B):
+        visible = (k_BNTH[:, :, :seen], v_BNTH[:, :, :seen], table_RN)
+        mixed.append(_attend_block(segment_ids_BT, prefix_B, max_distance, start, q_BNTH[:, :, start:stop], *visible))
+    return jnp.concatenate(mixed, axis=2)
 
 
 def _blocks(length: int, block_positions: int, prefix_B: jax.Array | None) -> list[tuple[int, int, int]]:
@@ -142,9 +144,9 @@ def _blocks(length: int, block_positions: int, prefix_B: jax.Array | None) -> li
     return [(start, stop, stop if prefix_B is None else length) for start, stop in zip(starts, stops, strict=True)]
 
 
-def _attend_block(segment_ids_BT, prefix_B, max_distance: int, start: int, q_BTNH, k_BSNH, v_BSNH, table_RN):
+def _attend_block(segment_ids_BT, prefix_B, max_distance: int, start: int, q_BNTH, k_BNSH, v_BNSH, table_RN):
     """The queries from position `start` on over the keys from position 0 on."""
-    stop, num_keys = start + q_BTNH.shape[1], k_BSNH.shape[1]
+    stop, num_keys = start + q_BNTH.shape[2], k_BNSH.shape[2]
     bias_1NTS = None
     if table_RN is not None:
         bias_1NTS = relative_position_bias(table_RN, start, stop - start, num_keys, max_distance)
@@ -153,31 +155,31 @@ def _attend_block(segment_ids_BT, prefix_B, max_distance: int, start: int, q_BTN
         mask_BTS = mask_BTS | (jnp.arange(num_keys) < prefix_B[:, None, None])
     if segment_ids_BT is not None:
         mask_BTS = mask_BTS & (segment_ids_BT[:, start:stop, None] == segment_ids_BT[:, None, :num_keys])
-    return attend(q_BTNH, k_BSNH, v_BSNH, bias_1NTS, mask_BTS)
+    return attend(q_BNTH, k_BNSH, v_BNSH, bias_1NTS, mask_BTS)
 
 
-def _blocked_attention_forward(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, prefix_B, *settings):
-    mixed_BTNH = _blocked_attention(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, prefix_B, *settings)
-    return mixed_BTNH, (q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, prefix_B)
+def _blocked_attention_forward(q_BNTH, k_BNTH, v_BNTH, table_RN, segment_ids_BT, prefix_B, *settings):
+    mixed_BNTH = _blocked_attention(q_BNTH, k_BNTH, v_BNTH, table_RN, segment_ids_BT, prefix_B, *settings)
+    return mixed_BNTH, (q_BNTH, k_BNTH, v_BNTH, table_RN, segment_ids_BT, prefix_B)
 
 
-def _blocked_attention_backward(max_distance, block_positions, saved, grad_BTNH):
-    q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, prefix_B = saved
+def _blocked_attention_backward(max_distance, block_positions, saved, grad_BNTH):
+    q_BNTH, k_BNTH, v_BNTH, table_RN, segment_ids_BT, prefix_B = saved
     # Keys and values get their gradient from every block of queries that sees them.
-    wide = jnp.promote_types(k_BTNH.dtype, jnp.float32)
-    k_grad_BTNH, v_grad_BTNH = jnp.zeros(k_BTNH.shape, wide), jnp.zeros(v_BTNH.shape, wide)
+    wide = jnp.promote_types(k_BNTH.dtype, jnp.float32)
+    k_grad_BNTH, v_grad_BNTH = jnp.zeros(k_BNTH.shape, wide), jnp.zeros(v_BNTH.shape, wide)
     table_grad_RN = jax.tree.map(jnp.zeros_like, table_RN)
     q_grads = []
-    for start, stop, seen in _blocks(q_BTNH.shape[1], block_positions, prefix_B):
+    for start, stop, seen in _blocks(q_BNTH.shape[2], block_positions, prefix_B):
         block = functools.partial(_attend_block, segment_ids_BT, prefix_B, max_distance, start)
-        _, pull_back = jax.vjp(block, q_BTNH[:, start:stop], k_BTNH[:, :seen], v_BTNH[:, :seen], table_RN)
-        q_grad_BTNH, k_share_BSNH, v_share_BSNH, table_share_RN = pull_back(grad_BTNH[:, start:stop])
-        q_grads.append(q_grad_BTNH)
-        k_grad_BTNH = k_grad_BTNH.at[:, :seen].add(k_share_BSNH)
-        v_grad_BTNH = v_grad_BTNH.at[:, :seen].add(v_share_BSNH)
+        _, pull_back = jax.vjp(block, q_BNTH[:, :, start:stop], k_BNTH[:, :, :seen], v_BNTH[:, :, :seen], table_RN)
+        q_grad_BNTH, k_share_BNSH, v_share_BNSH, table_share_RN = pull_back(grad_BNTH[:, :, start:stop])
+        q_grads.append(q_grad_BNTH)
+        k_grad_BNTH = k_grad_BNTH.at[:, :, :seen].add(k_share_BNSH)
+        v_grad_BNTH = v_grad_BNTH.at[:, :, :seen].add(v_share_BNSH)
         table_grad_RN = jax.tree.map(jnp.add, table_grad_RN, table_share_RN)
-    q_grad_BTNH = jnp.concatenate(q_grads, axis=1)
-    return q_grad_BTNH, k_grad_BTNH.astype(k_BTNH.dtype), v_grad_BTNH.astype(v_BTNH.dtype), table_grad_RN, None, None
+    q_grad_BNTH = jnp.concatenate(q_grads, axis=2)
+    return q_grad_BNTH, k_grad_BNTH.astype(k_BNTH.dtype), v_grad_BNTH.astype(v_BNTH.dtype), table_grad_RN, None, None
 
 
 _blocked_attention.defvjp(_blocked_attention_forward, _blocked_attention_backward)

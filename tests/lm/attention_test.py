@@ -38,7 +38,8 @@ def test_blocks_equal_the_whole(length, segments, prefix, float64):
             mask_BTS = mask_BTS | (position_T < prefix_B[:, None, None])
         if segments:
             mask_BTS = mask_BTS & (segments_BT[:, :, None] == segments_BT[:, None])
-        return attention.attend(q_BTNH, k_BTNH, v_BTNH, bias_1NTS, mask_BTS)
+        heads_first = [jnp.swapaxes(x_BTNH, 1, 2) for x_BTNH in (q_BTNH, k_BTNH, v_BTNH)]
+        return jnp.swapaxes(attention.attend(*heads_first, bias_1NTS, mask_BTS), 1, 2)
 
     def blocked(*arrays):
         return attention.causal_attention(*arrays, segments_BT, prefix_B, 20, 16)

@@ -160,7 +160,7 @@ def test_scanned_layers_equal_a_loop():
     def looped(params):
         x_BTD = params["embedding"]["embedding"][tokens_BT]
         for layer in layers_of(params):
-            x_BTD, _ = Block(CONFIG).apply({"params": layer}, x_BTD, params["position_bias"], None, True)
+            x_BTD, _ = Block(CONFIG).apply({"params": layer}, x_BTD, params["position_bias"], (None, None), True)
         return jnp.sum(jnp.sin(RMSNorm(CONFIG).apply({"params": params["final_norm"]}, x_BTD) @ params["head"]))
 
     def scanned(params):
