@@ -273,6 +273,7 @@ def language_model_config(stage: str) -> ml_collections.ConfigDict:
             "block_positions": 256,
             "dtype": "bfloat16",
             "remat": "minimal",
+            "unrolled_layers": 1,
         }
     )
     # Parameters, optimiser and averages cut over all devices: what lets the batch of 256 into 16 GB chips.

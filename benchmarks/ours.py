@@ -163,16 +163,19 @@ def measure_decoding(name: str, size: dict) -> tuple[Seconds, dict]:
     stage, transformer = stage_from_config(config), transformer_from_config(config)
     params = random_weights(config)["params"]
     lm = LanguageModel(stage, transformer, params)
-    condition, frames = size["decode"][name]["condition"], size["decode"][name]["frames"]
+    chunks = size["decode"][name]["chunks"]
+    condition, frames = size["decode"][name]["condition"] // chunks, size["decode"][name]["frames"] // chunks
     most, budget, levels = size["repeats"], size["budget"], stage.target.num_levels
-    given = random_tokens(stage.condition.vocabulary, condition) if stage.condition else None
-    prefix = stage.prefix(given, np.zeros(0, np.int32))
+    tokens = random_tokens(stage.condition.vocabulary, condition + chunks) if stage.condition else None
+    # Each chunk has a prefix of its own.
+    given = [None if tokens is None else tokens[chunk : chunk + condition] for chunk in range(chunks)]
+    prefixes = [stage.prefix(condition, np.zeros(0, np.int32)) for condition in given]
     sampling = Sampling(stage.temperature)
 
     def decode(frames: int, batch: int = 1):
-        keys_B = jax.random.split(jax.random.key(0), batch)
-        args = ([prefix] * batch, [frames] * batch, [False] * batch, keys_B, sampling)
-        return decode_stage(lm, *args)
+        rows = batch * chunks
+        keys_B = jax.random.split(jax.random.key(0), rows)
+        return decode_stage(lm, prefixes * batch, [frames] * rows, [False] * rows, keys_B, sampling)
 
     seconds = {f"compile/decode/{name}": [seconds_of(lambda: decode(frames))]}
     seconds[f"decode/{name}"] = repeated(lambda: decode(frames), most, budget)
@@ -193,12 +196,13 @@ def measure_decoding(name: str, size: dict) -> tuple[Seconds, dict]:
     # Of the head a step needs one level's columns and the end token's; of the embedding next to nothing.
     step_weights = count(params["layers"]) + width * (stage.target.codebook_size + 1)
     facts = {
-        "tokens": frames * levels,
-        "prefix": len(prefix),
+        "chunks": chunks,
+        "tokens": chunks * frames * levels,
+        "prefix": len(prefixes[0]),
         "step_weights": step_weights,
         "step_bytes": step_weights * itemsize,
         # Keys and values that the mean step attends to, of one row.
-        "cache_bytes": 2 * transformer.num_layers * width * itemsize * (len(prefix) + frames * levels / 2),
+        "cache_bytes": 2 * transformer.num_layers * width * itemsize * (len(prefixes[0]) + frames * levels / 2),
     }
     return seconds, facts
 

@@ -36,11 +36,12 @@ STAGES = ("semantic", "coarse", "fine")
 
 PAPER_STAGE = {"num_clusters": 1024, "codebook_size": 1024, "num_quantizers": 12, "num_coarse_quantizers": 4}
 PAPER_CODEC = {"channels": 32, "strides": [2, 4, 5, 8], "embed_dim": 64, "hop_length": 320, "frames": 200}
-# Five seconds of audio: condition tokens and frames to sample.
+# Five seconds of audio: condition tokens and frames to sample. The fine stage takes them as `generate` does, in chunks
+# as one batch; the peer decodes them as one sequence.
 FIVE_SECONDS = {
-    "semantic": {"condition": 0, "frames": 125},
-    "coarse": {"condition": 125, "frames": 250},
-    "fine": {"condition": 1000, "frames": 250},
+    "semantic": {"condition": 0, "frames": 125, "chunks": 1},
+    "coarse": {"condition": 125, "frames": 250, "chunks": 1},
+    "fine": {"condition": 1000, "frames": 250, "chunks": 2},
 }
 SIZES: dict[str, dict[str, Any]] = {
     # Width 512, 6 layers, 8 heads of 64. The peer's heads share one key and value and its feed-forward is gated, 1365
@@ -57,6 +58,7 @@ SIZES: dict[str, dict[str, Any]] = {
             "block_positions": 128,
             "dtype": "float32",
             "remat": "none",
+            "unrolled_layers": 6,
         },
         "stage": PAPER_STAGE,
         "codec": PAPER_CODEC,
@@ -112,9 +114,9 @@ SIZES: dict[str, dict[str, Any]] = {
             "default_layer": 1,
         },
         "decode": {
-            "semantic": {"condition": 0, "frames": 25},
-            "coarse": {"condition": 10, "frames": 20},
-            "fine": {"condition": 20, "frames": 20},
+            "semantic": {"condition": 0, "frames": 25, "chunks": 1},
+            "coarse": {"condition": 10, "frames": 20, "chunks": 1},
+            "fine": {"condition": 20, "frames": 20, "chunks": 2},
         },
         "step_batches": [1, 2],
         "train": {"semantic": [0, 20], "coarse": [10, 20], "fine": [20, 40]},
@@ -324,21 +326,24 @@ def make_rows(ours: dict, peer: dict | None, size: dict) -> list[dict]:
 
     for stage in STAGES:
         decode = facts["decode"][stage]
-        floor = decode["tokens"] * step_floor(decode, 1)
-        what = f"{stage}: decode {decode['tokens']} tokens"
+        chunks = decode["chunks"]
+        floor = decode["tokens"] / chunks * step_floor(decode, chunks)
+        what = f"{stage}: decode {decode['tokens']} tokens" + (f", {chunks} chunks at once" if chunks > 1 else "")
         rows.append(make_row(f"decode/{stage}", what, "tokens/s", median(f"decode/{stage}"), floor, decode["tokens"]))
     for stage in STAGES:
         decode = facts["decode"][stage]
-        floor = max(2 * decode["prefix"] * decode["step_weights"] / rate, decode["step_bytes"] / bandwidth)
-        what = f"{stage}: prefix of {decode['prefix']}"
+        positions = decode["chunks"] * decode["prefix"]
+        floor = max(2 * positions * decode["step_weights"] / rate, decode["step_bytes"] / bandwidth)
+        what = f"{stage}: prefix of {positions}"
         rows.append(make_row(f"prefill/{stage}", what, "ms", median(f"prefill/{stage}"), floor))
     for batch in size["step_batches"]:
         decode = facts["decode"]["semantic"]
         floor = decode["step_bytes"] / bandwidth if batch == 1 else step_floor(decode, batch)
         rows.append(make_row(f"step/{batch}", f"semantic: a step, batch {batch}", "ms", median(f"step/{batch}"), floor))
     for stage in ("coarse", "fine"):
-        floor = facts["decode"][stage]["step_bytes"] / bandwidth
-        rows.append(make_row(f"step/{stage}", f"{stage}: a step, batch 1", "ms", median(f"step/{stage}"), floor))
+        decode = facts["decode"][stage]
+        what = f"{stage}: a step, batch {decode['chunks']}"
+        rows.append(make_row(f"step/{stage}", what, "ms", median(f"step/{stage}"), decode["step_bytes"] / bandwidth))
     for stage in STAGES:
         train, times = facts["train"][stage], median(f"train/{stage}")
         floor = train["flops_causal" if peak else "flops_6n"] / rate

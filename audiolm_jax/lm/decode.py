@@ -159,8 +159,12 @@ def level_logits(
       previous_B: each row's last token.
     """
     size = stage.target.codebook_size
-    level_KD = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, level, keepdims=False), weights["levels"])
-    logits_KB = product(level_KD, hidden_DB, output_dtype=config.param_dtype)
+    logits = functools.partial(product, output_dtype=config.param_dtype)
+    if isinstance(weights["levels"], list):
+        logits_KB = jax.lax.switch(level, [functools.partial(logits, each) for each in weights["levels"]], hidden_DB)
+    else:
+        pick = lambda leaf: jax.lax.dynamic_index_in_dim(leaf, level, keepdims=False)
+        logits_KB = logits(jax.tree.map(pick, weights["levels"]), hidden_DB)
     legal_KB = jnp.ones((size + 1, 1), bool)
     if stage.target.deduplicate:
         legal_KB = previous_B != stage.level_start(level) + jnp.arange(size + 1)[:, None]

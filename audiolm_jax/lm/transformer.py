@@ -47,6 +47,8 @@ class TransformerConfig:
         computed anew in the backward pass; 0: for all, and they are kept.
       dtype: computation's type; parameters stay float32 (float64 under x64 with dtype "float64").
       remat: "none", "minimal" (keep the layers' matrix products and attention's output) or "full" (layer inputs only).
+      unrolled_layers: how many layers are compiled one after the other, instead of one for all: a step that is some
+        hundredths faster on a CPU, for a longer compilation.
     """
 
     vocab_size: int
@@ -64,6 +66,7 @@ class TransformerConfig:
     block_positions: int = 0
     dtype: str = "float32"
     remat: str = "none"
+    unrolled_layers: int = 1
 
     @property
     def head_dim(self) -> int:
@@ -188,6 +191,7 @@ class Transformer(nn.Module):
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
             length=config.num_layers,
+            unroll=config.unrolled_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(config)
         self.final_norm = RMSNorm(config)

@@ -54,6 +54,9 @@ def _check_language_model(config: ml_collections.ConfigDict):
     for name, known in choices.items():
         if name in model and model[name] not in known:
             raise UserError(f"unknown {name}", f"config.model.{name}={model[name]}", f"use {', '.join(known)}")
+    if model.get("unrolled_layers", 1) < 1:
+        where = f"config.model.unrolled_layers={model.unrolled_layers}"
+        raise UserError("must be 1 or more", where, "take 1 to compile one layer for all")
     if model.embed_dim % model.num_heads:
         raise UserError(
             f"config.model.num_heads={model.num_heads} does not divide embed_dim={model.embed_dim}",

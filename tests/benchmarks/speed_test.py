@@ -22,7 +22,7 @@ def speed():
 
 
 def facts(peak=None):
-    decode = {"tokens": 100, "prefix": 10, "step_weights": 1e6, "step_bytes": 4e6, "cache_bytes": 1e6}
+    decode = {"chunks": 1, "tokens": 100, "prefix": 10, "step_weights": 1e6, "step_bytes": 4e6, "cache_bytes": 1e6}
     train = {"tokens": 50, "parameters": 2e6, "layers": 1e6, "flops_6n": 3e8, "flops_causal": 4e8}
     return {
         "decode": {stage: decode for stage in ("semantic", "coarse", "fine")},

@@ -153,7 +153,9 @@ def test_packed_sequences_equal_each_alone(position):
     assert np.abs(mixed_1TV[:, 8:20] - packed_1TV[:, 8:20]).max() > 1e-2
 
 
-def test_scanned_layers_equal_a_loop():
+@pytest.mark.parametrize("unrolled_layers", [1, 2])
+def test_scanned_layers_equal_a_loop(unrolled_layers):
+    config = dataclasses.replace(CONFIG, unrolled_layers=unrolled_layers)
     params = init_params(CONFIG)
     tokens_BT = np.random.default_rng(3).integers(0, 128, (2, 10))
 
@@ -164,7 +166,7 @@ def test_scanned_layers_equal_a_loop():
         return jnp.sum(jnp.sin(RMSNorm(CONFIG).apply({"params": params["final_norm"]}, x_BTD) @ params["head"]))
 
     def scanned(params):
-        return jnp.sum(jnp.sin(Transformer(CONFIG).apply({"params": params}, tokens_BT)))
+        return jnp.sum(jnp.sin(Transformer(config).apply({"params": params}, tokens_BT)))
 
     assert str(jax.make_jaxpr(scanned)(params)).count("scan[") == 1 + str(jax.make_jaxpr(looped)(params)).count("scan[")
     expected, actual = jax.value_and_grad(looped)(params), jax.value_and_grad(scanned)(params)
