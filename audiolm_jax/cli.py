@@ -5,10 +5,12 @@ Heavy imports happen inside the commands, so that `--help` answers at once.
 
 import argparse
 import errno
+import logging
 import os
 import shlex
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -91,6 +93,9 @@ def _quiet_libraries():
     from absl import logging as absl_logging
 
     absl_logging.set_verbosity(absl_logging.FATAL)
+    # Of writes that failed at the same time asyncio reports all but the first when it throws them away.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     sys.unraisablehook = lambda _: None
 
 
