@@ -193,7 +193,7 @@ def generate(options: GenerateOptions) -> list[dict[str, Any]]:
         for first in range(0, len(names), size):
             batch = prompts[first : first + size]
             lengths_B = np.array([len(wave_W) for wave_W in batch])
-            windows = model.windows(
+            windows = model.stream(
                 np.stack([np.pad(wave_W, (0, lengths_B.max() - len(wave_W))) for wave_W in batch]) if batch else None,
                 options.mode,
                 options.seconds,
@@ -243,7 +243,7 @@ def _write_blocks(windows: Windows, paths: Sequence[pathlib.Path], progress: tqd
     """Generates; what is ready goes into the rows' files at once, so memory does not grow with the length."""
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(audio.writer(path, windows.codec.sample_rate)) for path in paths]
-        for block in windows.blocks():
+        for block in windows:
             for write, wave_W, length in zip(writers, block.wave_BW, block.lengths_B, strict=True):
                 write(wave_W[:length])
             progress.update(int(block.lengths_B.sum()))

@@ -9,7 +9,7 @@ Shape suffixes: B rows (prompt-major), W samples, T frames, Q quantizer levels.
 import dataclasses
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ from audiolm_jax.lm.decode import LanguageModel, round_up
 from audiolm_jax.lm.objective import next_token_losses
 from audiolm_jax.lm.sampling import Sampling
 from audiolm_jax.semantic.tokenizer import SemanticTokenizer
-from audiolm_jax.windows import Block, Clock, Row, Windows
+from audiolm_jax.windows import Clock, Row, Windows
 
 MODES = ("continuation", "acoustic", "unconditional")
 DEFAULT_SECONDS = 10.0
@@ -110,8 +110,8 @@ class AudioLM:
         Raises:
           UserError: arguments that contradict each other or a prompt that is too short.
         """
-        windows = self.windows(prompt_BW, mode, seconds, num_samples, seed, lengths_B, sampling, ignore_end)
-        wave_BW = np.concatenate([block.wave_BW for block in windows.blocks()], axis=1)
+        windows = self.stream(prompt_BW, mode, seconds, num_samples, seed, lengths_B, sampling, ignore_end)
+        wave_BW = np.concatenate([block.wave_BW for block in windows], axis=1)
         return Generation(
             wave_BW=wave_BW,
             lengths_B=windows.lengths_B,
@@ -132,32 +132,17 @@ class AudioLM:
         lengths_B: np.ndarray | None = None,
         sampling: dict[str, Sampling] | None = None,
         ignore_end: bool = False,
-    ) -> Iterator[Block]:
+    ) -> Windows:
         """The waveforms of `generate` with the same arguments, in blocks of a second as they get ready.
 
         The prompt, where the mode keeps it, comes at once; then each coarse window as soon as its fine levels are
         sampled, while the rest of the audio does not exist yet.
 
+        Returns:
+          an iterator of `Block`s, whose rows tell how far it is.
+
         Raises:
           UserError: as `generate`, and before the first block.
-        """
-        return self.windows(prompt_BW, mode, seconds, num_samples, seed, lengths_B, sampling, ignore_end).blocks()
-
-    def windows(
-        self,
-        prompt_BW: np.ndarray | None = None,
-        mode: str = "continuation",
-        seconds: float | None = None,
-        num_samples: int = 1,
-        seed: int = 0,
-        lengths_B: np.ndarray | None = None,
-        sampling: dict[str, Sampling] | None = None,
-        ignore_end: bool = False,
-    ) -> Windows:
-        """What `stream` drives, with the same arguments: its `blocks`, and its rows, which tell how far it is.
-
-        Raises:
-          UserError: as `generate`.
         """
         check_request(mode, prompt_BW is not None, seconds, num_samples)
         seconds = DEFAULT_SECONDS if seconds is None else seconds

@@ -8,6 +8,7 @@ Shape suffixes: B rows (prompt-major), W samples, T frames, Q quantizer levels.
 """
 
 import dataclasses
+import functools
 import math
 import time
 import zlib
@@ -104,8 +105,10 @@ class Clock:
 
 
 @dataclasses.dataclass(frozen=True)
-class Windows:
-    """Generation of some rows.
+class Windows(Iterator[Block]):
+    """Generation of some rows: everything from the first sample to the last, in blocks of `BLOCK_SECONDS`.
+
+    The last block may be shorter.
 
     Attributes:
       codec: decodes what is finished.
@@ -134,11 +137,17 @@ class Windows:
 
     @property
     def ended_B(self) -> np.ndarray:
-        """Whether a sampled end token has shortened the row; once `blocks` is through."""
+        """Whether a sampled end token has shortened the row; once all blocks have come."""
         return self.lengths_B < np.array([row.total_samples for row in self.rows])
 
-    def blocks(self) -> Iterator[Block]:
-        """Everything from the first sample to the last, in blocks of `BLOCK_SECONDS` (the last may be shorter)."""
+    def __next__(self) -> Block:
+        return next(self._blocks)
+
+    @functools.cached_property
+    def _blocks(self) -> Iterator[Block]:
+        return self._generate()
+
+    def _generate(self) -> Iterator[Block]:
         decoder = _Decoder(self.codec, len(self.rows))
         for row in self.rows:
             row.finished_frames = row.prompt_frames

@@ -126,7 +126,7 @@ def watch(windows: Windows) -> tuple[np.ndarray, dict[str, list[int]]]:
       wave_BW and the frames that begin behind each kind of border; a frame may begin behind several.
     """
     waves, lengths = [], []
-    for block in windows.blocks():
+    for block in windows:
         waves.append(block.wave_BW)
         lengths.append(block.wave_BW.shape[1])
     codec, first, last = windows.codec, windows.rows[0].prompt_frames, windows.rows[0].total_frames
@@ -235,7 +235,7 @@ def measure(model: AudioLM, prompt_1W: np.ndarray, seconds: float, num_rows: int
         say("{seconds:g} s: first sound after {first_sound:.2f} s, all after {total:.2f} s".format(**runs[-1]))
     request = {"seconds": seconds, "num_samples": num_rows, "seed": seed, "ignore_end": True}
     say(f"seams: {num_rows} rows at once, streamed and not")
-    windows = model.windows(prompt_1W, **request)
+    windows = model.stream(prompt_1W, **request)
     wave_BW, borders = watch(windows)
     whole = model.generate(prompt_1W, **request)
     offline_BW = np.asarray(model.codec.decode(whole.acoustic_BTQ))[:, : wave_BW.shape[1]]

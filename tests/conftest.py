@@ -11,6 +11,22 @@ import jax
 import pytest
 
 
+@pytest.fixture(scope="session")
+def bundle_folder(tmp_path_factory):
+    """A bundle of the smallest parts with random weights."""
+    from tests import tiny
+
+    return tiny.write_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="session")
+def model(bundle_folder):
+    """It, loaded."""
+    import audiolm_jax
+
+    return audiolm_jax.load_bundle(bundle_folder)
+
+
 @pytest.fixture
 def float64():
     """Double precision for one test."""

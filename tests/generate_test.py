@@ -1,7 +1,5 @@
 """Generation with random weights: lengths, seeds, company, windows, end tokens, likelihood."""
 
-import dataclasses
-
 import jax
 import jax.monitoring
 import numpy as np
@@ -12,16 +10,6 @@ from audiolm_jax.errors import UserError
 from audiolm_jax.lm.sampling import Sampling
 from audiolm_jax.lm.stages import run_starts
 from tests import tiny
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny.write_bundle(tmp_path_factory.mktemp("bundle"))
-
-
-@pytest.fixture(scope="module")
-def model(folder):
-    return audiolm_jax.load_bundle(folder)
 
 
 def prompts(count=2, samples=16000, seed=0):
@@ -93,15 +81,7 @@ def test_samples_of_a_prompt_differ(model):
 
 
 def test_a_prompt_does_not_depend_on_its_company(model, float64):
-    stages = {
-        name: dataclasses.replace(
-            lm,
-            config=dataclasses.replace(lm.config, dtype="float64"),
-            params=jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), lm.params),
-        )
-        for name, lm in model.stages.items()
-    }
-    model = dataclasses.replace(model, stages=stages)
+    model = tiny.in_double_precision(model)
     wave_BW = prompts(3, 20000)
     lengths_B = np.array([20000, 9000, 15555])
     together = model.generate(wave_BW, seconds=1.0, num_samples=2, lengths_B=lengths_B)
@@ -188,9 +168,9 @@ def test_streamed_is_not_streamed(model):
 
 
 def test_the_first_block_comes_before_the_rest_is_sampled(model):
-    windows = model.windows(prompts(1, 16000), seconds=9.0, ignore_end=True)
+    windows = model.stream(prompts(1, 16000), seconds=9.0, ignore_end=True)
     (row,) = windows.rows
-    sampled = [len(row.acoustic) for _ in windows.blocks()]
+    sampled = [len(row.acoustic) for _ in windows]
     # The prompt without a window; then, of windows of 2 s that carry 0.6 s, one after the other. The first window's
     # only whole chunk is of 0.9 s: no block.
     assert sampled[0] == 50 and sampled[1] == 170 and sampled[-1] == 500
@@ -218,8 +198,8 @@ def test_a_second_call_compiles_nothing(model):
 
 
 @pytest.mark.parametrize(("weights", "found"), [("bfloat16", "bfloat16"), ("int8", "int8"), ("float32", "float32")])
-def test_weights_as_wished(model, folder, weights, found):
-    small = audiolm_jax.load_bundle(folder, weights=weights)
+def test_weights_as_wished(model, bundle_folder, weights, found):
+    small = audiolm_jax.load_bundle(bundle_folder, weights=weights)
     for lm in small.stages.values():
         assert str(jax.tree.leaves(lm.weights["layers"][0]["wide"])[0].dtype) == found
     out = small.generate(prompts(1), seconds=0.6, ignore_end=True)
@@ -227,6 +207,6 @@ def test_weights_as_wished(model, folder, weights, found):
     assert_sound(out)
 
 
-def test_unknown_weights_are_refused(folder):
+def test_unknown_weights_are_refused(bundle_folder):
     with pytest.raises(UserError, match="unknown weights: int4"):
-        audiolm_jax.load_bundle(folder, weights="int4")
+        audiolm_jax.load_bundle(bundle_folder, weights="int4")

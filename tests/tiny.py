@@ -1,5 +1,6 @@
 """The smallest models and data of every kind, for tests of what connects them."""
 
+import dataclasses
 import pathlib
 
 import jax
@@ -8,6 +9,7 @@ import soundfile
 
 from audiolm_jax import bundle
 from audiolm_jax.config import language_model_config, soundstream_config, w2v_bert_config
+from audiolm_jax.generate import AudioLM
 from audiolm_jax.parts import Part, write_part
 from audiolm_jax.training.registry import build_objective
 from audiolm_jax.training.sharding import unbox
@@ -96,6 +98,19 @@ def write_bundle(folder: pathlib.Path) -> pathlib.Path:
     paths = write_parts(folder / "parts")
     bundle.write_bundle({role: paths[role] for role in ("codec", "semantic_tokenizer", *STAGES)}, folder / "bundle")
     return folder / "bundle"
+
+
+def in_double_precision(model: AudioLM) -> AudioLM:
+    """Its language models in float64, in which no token hangs on rounding."""
+    stages = {
+        name: dataclasses.replace(
+            lm,
+            config=dataclasses.replace(lm.config, dtype="float64"),
+            params=jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), lm.params),
+        )
+        for name, lm in model.stages.items()
+    }
+    return dataclasses.replace(model, stages=stages)
 
 
 def write_recordings(folder: pathlib.Path, seconds=(4.2, 3.5, 5.0, 2.0, 3.1, 4.4, 2.7, 3.9)) -> pathlib.Path:

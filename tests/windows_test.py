@@ -9,16 +9,9 @@ import jax.monitoring
 import numpy as np
 import pytest
 
-import audiolm_jax
 from audiolm_jax import windows as windows_module
-from tests import tiny
 
 RATE = 16000
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return audiolm_jax.load_bundle(tiny.write_bundle(tmp_path_factory.mktemp("bundle")))
 
 
 def prompt(samples=RATE, seed=0):

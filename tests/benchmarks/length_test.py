@@ -1,37 +1,19 @@
 """benchmarks/length.py: what it calls a seam is one, and it runs through."""
 
-import importlib.util
 import json
-import pathlib
 import sys
 
 import numpy as np
 import pytest
 import soundfile
 
-import audiolm_jax
 from audiolm_jax.codec.codec import Codec
-from tests import tiny
-
-SCRIPT = pathlib.Path(__file__).resolve().parent.parent.parent / "benchmarks" / "length.py"
+from tests.benchmarks import load
 
 
 @pytest.fixture(scope="module")
 def length():
-    spec = importlib.util.spec_from_file_location("length", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    return tiny.write_bundle(tmp_path_factory.mktemp("bundle"))
-
-
-@pytest.fixture(scope="module")
-def model(bundle):
-    return audiolm_jax.load_bundle(bundle)
+    return load("length")
 
 
 def noise(num_samples, seed=0):
@@ -59,7 +41,7 @@ def test_changes_are_measured_where_a_frame_begins(length, model):
 
 
 def seams_of(length, model):
-    windows = model.windows(noise(16000), seconds=60.0, num_samples=2, ignore_end=True)
+    windows = model.stream(noise(16000), seconds=60.0, num_samples=2, ignore_end=True)
     wave_BW, borders = length.watch(windows)
     codes_BTQ = np.stack([row.acoustic for row in windows.rows])
     rows = length.measure_seams(wave_BW, codes_BTQ, borders, model.codec)
@@ -81,12 +63,17 @@ def test_a_stream_has_no_seams_where_a_decoder_that_forgets_has(length, model, m
 
 
 @pytest.mark.slow
-def test_it_runs_through(length, bundle, tmp_path, monkeypatch, capsys):
+def test_it_runs_through(length, bundle_folder, tmp_path, monkeypatch, capsys):
     soundfile.write(tmp_path / "prompt.wav", noise(20000)[0], 16000)
     (tmp_path / "docs").mkdir()
     monkeypatch.setattr(length, "ROOT", tmp_path)
     monkeypatch.setattr(length, "RESULTS", tmp_path / "results")
-    arguments = [f"--bundle={bundle}", f"--prompt={tmp_path / 'prompt.wav'}", "--prompt-seconds=1", "--seconds=6"]
+    arguments = [
+        f"--bundle={bundle_folder}",
+        f"--prompt={tmp_path / 'prompt.wav'}",
+        "--prompt-seconds=1",
+        "--seconds=6",
+    ]
     monkeypatch.setattr(sys, "argv", ["length.py", *arguments, "--rows=2"])
     length.main()
     (path,) = (tmp_path / "results").iterdir()

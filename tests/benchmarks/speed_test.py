@@ -1,24 +1,18 @@
 """benchmarks/speed.py: its smallest size runs through, and its table says what was measured."""
 
-import importlib.util
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-SCRIPT = ROOT / "benchmarks" / "speed.py"
+from tests.benchmarks import SCRIPTS, load
 
 
 @pytest.fixture(scope="module")
 def speed():
-    spec = importlib.util.spec_from_file_location("speed", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("speed")
 
 
 def facts(peak=None):
@@ -72,8 +66,10 @@ def test_on_a_known_accelerator_floors_come_from_its_data_sheet(speed):
 @pytest.mark.slow
 def test_the_smallest_size_runs_through(tmp_path):
     output = tmp_path / "tiny.json"
-    command = [sys.executable, str(SCRIPT), "--sizes=tiny", f"--output={output}"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    command = [sys.executable, str(SCRIPTS / "speed.py"), "--sizes=tiny", f"--output={output}"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(SCRIPTS.parent)}
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(output.read_text())
     assert result["machine"]["processor"] and result["machine"]["cores"] >= 1 and result["commit"]

@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import dataclasses
 import json
 import math
 import pathlib
@@ -146,16 +145,8 @@ def step_of(shape, num_rows: int, platform: str) -> dict:
 def generated(shape, folder: pathlib.Path) -> dict:
     """A continuation of two prompts in double precision."""
     model = audiolm_jax.load_bundle(folder, mesh=shape and mesh_of(shape))
-    stages = {
-        name: dataclasses.replace(
-            lm,
-            config=dataclasses.replace(lm.config, dtype="float64"),
-            params=jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), lm.params),
-        )
-        for name, lm in model.stages.items()
-    }
     prompt_BW = np.random.default_rng(0).uniform(-0.3, 0.3, (2, 20000)).astype(np.float32)
-    out = dataclasses.replace(model, stages=stages).generate(prompt_BW, seconds=3.0, num_samples=2, seed=3)
+    out = tiny.in_double_precision(model).generate(prompt_BW, seconds=3.0, num_samples=2, seed=3)
     return {
         "mesh": [lm.mesh and list(lm.mesh.devices.shape) for lm in model.stages.values()],
         "acoustic": out.acoustic_BTQ.tolist(),
