@@ -49,11 +49,7 @@ def flash_attention(
     The backward pass holds a group's gradient of all queries on the chip: 8192 positions fit every TPU from v4 on.
 
     Args:
-      q_BTNH, k_BTNH, v_BTNH: queries, keys, values.
-      table_RN: of `attention.relative_position_bias`; None adds none.
-      segment_ids_BT: where several sequences are packed into a row, which one each position belongs to; or None.
-      prefix_B: how many of a row's first positions every position sees; None: causal throughout.
-      max_distance: of the bias.
+      q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, prefix_B, max_distance: see `attention.causal_attention`.
       block: positions of a tile's queries and of its keys, a power of 2; on a TPU a multiple of 128.
       interpret: run by XLA on any device, tile by tile: slow, to check the kernel.
 

@@ -34,20 +34,20 @@ def self_attention(
     summed over distances: T · S numbers a head on the network instead of one a bucket.
 
     Args:
-      q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, prefix_B, max_distance: see
-        `attention.causal_attention`.
-      block_positions: of XLA's, see `attention.causal_attention`.
+      q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, prefix_B, max_distance: see `attention.causal_attention`.
+      block_positions: the same, where XLA attends.
       implementation: "fused": on a TPU `flash_attention`, on an NVIDIA GPU cuDNN where it can, elsewhere XLA. "xla".
 
     Returns:
       [B, T, N, H] in v's type.
     """
     attend = functools.partial(causal_attention, max_distance=max_distance, block_positions=block_positions)
-    platform = _platform()
-    if implementation == "fused" and platform == "tpu":
-        attend = functools.partial(flash_attention, max_distance=max_distance)
-    elif implementation == "fused" and platform == "gpu" and _cudnn_can(q_BTNH, segment_ids_BT, prefix_B):
-        attend = functools.partial(_cudnn_attention, max_distance=max_distance)
+    if implementation == "fused":
+        device = _device_kind()
+        if "TPU" in device:
+            attend = functools.partial(flash_attention, max_distance=max_distance)
+        elif "NVIDIA" in device and _cudnn_can(q_BTNH, segment_ids_BT, prefix_B):
+            attend = functools.partial(_cudnn_attention, max_distance=max_distance)
     if jax.sharding.get_abstract_mesh().empty:
         return attend(q_BTNH, k_BTNH, v_BTNH, table_RN, segment_ids_BT, prefix_B)
     heads = nn.logical_to_mesh_axes(("batch", "length", "heads", "kv"))
@@ -66,12 +66,10 @@ def self_attention(
     )
 
 
-def _platform() -> str:
-    """Of the mesh in use, which may be one of devices that are only described, or of the devices there are."""
+def _device_kind() -> str:
+    """Of the mesh in use, whose devices may be described only, or of the devices there are."""
     described = jax.sharding.get_abstract_mesh().abstract_device
-    if described is not None and "TPU" in described.device_kind:
-        return "tpu"
-    return jax.default_backend()
+    return (described or jax.devices()[0]).device_kind
 
 
 def _cudnn_can(q_BTNH: jax.Array, segment_ids_BT: jax.Array | None, prefix_B: jax.Array | None) -> bool:

@@ -105,12 +105,9 @@ def model_flops(config: ml_collections.ConfigDict) -> float:
     layers, width, and pairs of a position with itself or one before it.
     """
     plain = config.copy_and_resolve_references()
-    if "remat" in plain.model:
-        plain.model.remat = "none"
-    if "block_positions" in plain.model:
-        plain.model.block_positions = 0
-    if "attention" in plain.model:
-        plain.model.attention = "xla"
+    for name, plainest in {"remat": "none", "block_positions": 0, "attention": "xla"}.items():
+        if name in plain.model:
+            plain.model[name] = plainest
     if "accumulation_steps" in plain:
         plain.accumulation_steps = 1
     objective = registry.build_objective(plain)

@@ -103,7 +103,7 @@ def test_kernel_in_bfloat16_is_as_near_as_the_reference():
 
 
 def interpreted(monkeypatch):
-    monkeypatch.setattr(self_attention, "_platform", lambda: "tpu")
+    monkeypatch.setattr(self_attention, "_device_kind", lambda: "TPU v4")
     kernel = functools.partial(flash_attention, block=16, interpret=True)
     monkeypatch.setattr(self_attention, "flash_attention", kernel)
 
@@ -145,7 +145,7 @@ def cuda_program(function, *arrays) -> str:
 
 @pytest.mark.parametrize("length", [64, 65])
 def test_gpus_attend_by_cudnn_where_it_can(monkeypatch, length):
-    monkeypatch.setattr(self_attention, "_platform", lambda: "gpu")
+    monkeypatch.setattr(self_attention, "_device_kind", lambda: "NVIDIA H100")
     monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91200)
     monkeypatch.setattr(cudnn, "check_compute_capability", lambda _: True)
     monkeypatch.setattr(cudnn, "is_cuda_compute_capability_equal", lambda _: False)

@@ -20,7 +20,7 @@ def main():
     q_BTNH, k_BTNH, v_BTNH, grad_BTNH = jnp.asarray(generator.standard_normal((4, 8, 21, 8, 8)), jnp.float32)
     table_RN = jnp.asarray(generator.standard_normal((8, 8)), jnp.float32)
     segments_BT = jnp.asarray(np.sort(generator.integers(0, 3, (8, 21))))
-    self_attention._platform = lambda: "tpu"
+    self_attention._device_kind = lambda: "TPU v4"
     self_attention.flash_attention = functools.partial(flash_attention, block=8, interpret=True)
     attend = functools.partial(
         self_attention.self_attention, implementation="fused", max_distance=12, block_positions=0
