@@ -9,28 +9,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from audiolm_jax.codec import quantizer
-from audiolm_jax.codec.soundstream import STREAM, Decoder, Encoder, SoundStreamConfig
+from audiolm_jax.codec import architecture
+from audiolm_jax.codec.architecture import Architecture, Weights, build_architecture
+from audiolm_jax.codec.soundstream import STREAM
 from audiolm_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Codec:
-    """Encoder, codebooks and decoder of a SoundStream.
+    """Encoder, quantizer and decoder with their weights."""
 
-    Attributes:
-      config: the architecture.
-      weights: {"generator": {"encoder", "decoder"}, "codebooks"}, as the objective's `weights` gives them.
-    """
-
-    config: SoundStreamConfig
-    weights: Any
+    config: Architecture
+    weights: Weights
 
     @classmethod
     def from_weights(cls, config: Mapping[str, Any], weights: Any) -> "Codec":
         """The codec of a training config (its `model` fields count), with its weights put on the device."""
-        model = dict(config["model"])
-        return cls(SoundStreamConfig(**{**model, "strides": tuple(model["strides"])}), jax.device_put(weights))
+        return cls(build_architecture(config["model"]), jax.device_put(weights))
 
     @property
     def sample_rate(self) -> int:
@@ -45,7 +40,7 @@ class Codec:
     @property
     def frame_rate(self) -> float:
         """Frames per second."""
-        return self.config.frame_rate
+        return self.config.sample_rate / self.config.hop_length
 
     @property
     def num_quantizers(self) -> int:
@@ -57,6 +52,11 @@ class Codec:
         """Codes per level, N."""
         return self.config.codebook_size
 
+    def features(self, wave_BW, lengths_B=None) -> jax.Array:
+        """Frame vectors float32 [B, T, D] as they are before they are quantized; otherwise as `encode`."""
+        padded_BW, lengths_B, num_frames = self._framed(wave_BW, lengths_B)
+        return _features(self.config, self.weights, padded_BW, lengths_B)[:, :num_frames]
+
     def encode(self, wave_BW, lengths_B=None, num_quantizers: int | None = None) -> jax.Array:
         """Codes of a batch of recordings.
 
@@ -66,8 +66,8 @@ class Codec:
           num_quantizers: levels wanted, from the coarsest; all by default.
 
         Returns:
-          int32 [B, ceil(W / hop), Q]. A row's first ceil(length / hop) frames are those of that recording alone; the
-          frames after them are codes of silence.
+          int32 [B, T, Q], T being ceil(W / hop) (of a converted codec: as many as the original gives). The frames of
+          a row's own length are those of that recording alone; what those after them hold does not matter.
 
         Raises:
           UserError: not a finite float [B, W], or no such number of levels or lengths.
@@ -79,23 +79,32 @@ class Codec:
                 f"num_quantizers={num_quantizers}",
                 f"choose 1 … {self.num_quantizers}",
             )
+        padded_BW, lengths_B, num_frames = self._framed(wave_BW, lengths_B)
+        return _encode(self.config, self.weights, padded_BW, lengths_B, num_levels)[:, :num_frames]
+
+    def _framed(self, wave_BW, lengths_B) -> tuple[np.ndarray, np.ndarray, int]:
+        """Waveforms padded to one of few lengths, the rows' own, and the frames of the longest that there can be."""
         wave_BW = _checked_waveform(wave_BW)
-        num_frames = -(-wave_BW.shape[1] // self.hop_length)
-        if lengths_B is not None:
-            wave_BW = _cut(wave_BW, np.asarray(lengths_B))
-        padded_BW = _pad_axis(wave_BW, _bucket(num_frames) * self.hop_length)
-        return _encode(self.config, self.weights, padded_BW, num_levels)[:, :num_frames]
+        batch, size = wave_BW.shape
+        if lengths_B is None:
+            lengths_B = np.full(batch, size)
+        else:
+            wave_BW = _cut(wave_BW, lengths_B := np.asarray(lengths_B))
+        padded_BW = _pad_axis(wave_BW, _bucket(-(-size // self.hop_length)) * self.hop_length)
+        return padded_BW, lengths_B.astype(np.int32), self.config.num_frames(size)
 
     def decode(self, codes_BTQ) -> jax.Array:
         """Waveforms float32 [B, T · hop] of codes [B, T, Q]; fewer levels than the codec's give a coarser sound.
+
+        A converted codec gives as many samples as the original.
 
         Raises:
           UserError: not integers [B, T, Q], too many levels or a code out of range.
         """
         codes_BTQ = self._checked_codes(codes_BTQ)
-        num_frames = codes_BTQ.shape[1]
-        padded_BTQ = _pad_axis(codes_BTQ, _bucket(num_frames))
-        return _decode(self.config, self.weights, padded_BTQ)[:, : num_frames * self.hop_length]
+        batch, num_frames, _ = codes_BTQ.shape
+        padded_BTQ, lengths_B = _pad_axis(codes_BTQ, _bucket(num_frames)), np.full(batch, num_frames, np.int32)
+        return _decode(self.config, self.weights, padded_BTQ, lengths_B)[:, : self.config.num_samples(num_frames)]
 
     def decode_chunk(self, codes_BTQ, state: Any = None) -> tuple[jax.Array, Any]:
         """The waveform of the next frames of a stream: chunk by chunk what `decode` makes of all of them.
@@ -137,23 +146,17 @@ class Codec:
         return codes_BTQ.astype(np.int32)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def _encode(config: SoundStreamConfig, weights: Any, wave_BW: jax.Array, num_levels: int) -> jax.Array:
-    x_BTD = Encoder(config).apply({"params": weights["generator"]["encoder"]}, wave_BW)
-    return quantizer.encode(weights["codebooks"], x_BTD, num_levels)
+_features = jax.jit(architecture.features, static_argnums=0)
+_encode = jax.jit(architecture.encode, static_argnums=(0, 4))
+_decode = jax.jit(architecture.decode, static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _decode(config: SoundStreamConfig, weights: Any, codes_BTQ: jax.Array) -> jax.Array:
-    x_BTD = quantizer.decode(weights["codebooks"], codes_BTQ)
-    return Decoder(config).apply({"params": weights["generator"]["decoder"]}, x_BTD)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _decode_chunk(config: SoundStreamConfig, weights: Any, codes_BTQ: jax.Array, state: Any) -> tuple[jax.Array, Any]:
-    x_BTD = quantizer.decode(weights["codebooks"], codes_BTQ)
+def _decode_chunk(config: Architecture, weights: Weights, codes_BTQ: jax.Array, state: Any) -> tuple[jax.Array, Any]:
+    parameters = weights["generator"].get("quantizer", {})
+    x_BTD = config.quantizer.decode(parameters, weights["codebooks"], codes_BTQ)
     variables = {"params": weights["generator"]["decoder"], STREAM: state}
-    wave_BW, variables = Decoder(config).apply(variables, x_BTD, mutable=[STREAM])
+    wave_BW, variables = config.decoder.apply(variables, x_BTD, mutable=[STREAM])
     return wave_BW, variables[STREAM]
 
 

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from audiolm_jax.codec import losses, quantizer
+from audiolm_jax.codec import losses
+from audiolm_jax.codec.architecture import Architecture, build_architecture, decode, encode, features
 from audiolm_jax.codec.convolution import initialize
 from audiolm_jax.codec.discriminators import Discriminators, Judgement
-from audiolm_jax.codec.soundstream import Decoder, Encoder, SoundStreamConfig
+from audiolm_jax.codec.quantizer import QuantizerTraining, fill_masked
 from audiolm_jax.objective import Batch, Metrics, Objective, State, Totals
 
 
@@ -37,11 +38,11 @@ def soundstream_objective(
     One step computes reconstruction and discriminators once and updates both sides from them, each against the other
     as it was before the step. Until `discriminator.start_step` the discriminators stay out of it.
     """
-    model = SoundStreamConfig(**config.model)
+    model = build_architecture(config.model)
     training = _Training(
         config, model, discriminators_from_config(config), generator_optimizer, discriminator_optimizer
     )
-    frames_per_batch = config.batch_size * math.ceil(config.crop_seconds * model.frame_rate)
+    frames_per_batch = config.batch_size * model.num_frames(round(config.crop_seconds * model.sample_rate))
     return Objective(
         init=training.init,
         step=training.step,
@@ -57,58 +58,46 @@ class _Training:
     """The parts of a codec's training and the functions of its `Objective`."""
 
     config: ml_collections.ConfigDict
-    model: SoundStreamConfig
+    model: Architecture
     discriminators: Discriminators
     generator_optimizer: optax.GradientTransformation
     discriminator_optimizer: optax.GradientTransformation
-
-    @property
-    def encoder(self) -> Encoder:
-        return Encoder(self.model)
-
-    @property
-    def decoder(self) -> Decoder:
-        return Decoder(self.model)
 
     def init(self, key: jax.Array) -> State:
         encoder_key, decoder_key, codebook_key, discriminator_key = jax.random.split(key, 4)
         wave_BW = jnp.zeros((1, max(self.model.hop_length, self.config.discriminator.stft_window)), jnp.float32)
         generator = {
-            "encoder": initialize(self.encoder, encoder_key, wave_BW),
-            "decoder": initialize(self.decoder, decoder_key, jnp.zeros((1, 1, self.model.embed_dim), jnp.float32)),
+            "encoder": initialize(self.model.encoder, encoder_key, wave_BW),
+            "decoder": initialize(self.model.decoder, decoder_key, jnp.zeros((1, 1, self.model.embed_dim))),
         }
+        parameters, codebooks = self.model.quantizer.init(codebook_key)
+        if parameters:
+            generator["quantizer"] = parameters
         discriminator = initialize(self.discriminators, discriminator_key, wave_BW)
         return {
             "step": jnp.int32(0),
             "generator": generator,
-            "codebooks": quantizer.random_codebooks(
-                codebook_key, self.model.num_quantizers, self.model.codebook_size, self.model.embed_dim
-            ),
+            "codebooks": codebooks,
             "discriminator": discriminator,
             "generator_opt": self.generator_optimizer.init(generator),
             "discriminator_opt": self.discriminator_optimizer.init(discriminator),
         }
 
     def frames_mask(self, batch: Batch) -> jax.Array:
-        """True for frames that hold any of a row's own samples: [B, T]."""
-        starts_T = jnp.arange(0, batch["wave_BW"].shape[1], self.model.hop_length)
-        return starts_T < _lengths(batch)[:, None]
+        """True for frames of a row's own samples: [B, T]."""
+        num_frames = self.model.num_frames(batch["wave_BW"].shape[1])
+        return jnp.arange(num_frames) < self.model.num_frames(_lengths(batch))[:, None]
 
     def reconstruct(self, generator, codebooks, batch: Batch, key: jax.Array):
         """((waveform [B, W], commitment), Quantized) of a training batch."""
-        x_BTD = self.encoder.apply({"params": generator["encoder"]}, batch["wave_BW"])
-        quantized = quantizer.quantize(
-            codebooks,
-            x_BTD,
-            key,
-            decay=self.config.quantizer.decay,
-            dead_code_threshold=self.config.quantizer.dead_code_threshold,
-            dead_code_share=self.config.quantizer.dead_code_share,
-            dropout=self.config.quantizer.dropout,
-            mask_BT=self.frames_mask(batch),
+        x_BTD = self.model.encoder.apply({"params": generator["encoder"]}, batch["wave_BW"], _lengths(batch))
+        fields = {field.name: self.config.quantizer[field.name] for field in dataclasses.fields(QuantizerTraining)}
+        quantized = self.model.quantizer.train(
+            generator.get("quantizer", {}), codebooks, x_BTD, key, QuantizerTraining(**fields), self.frames_mask(batch)
         )
-        wave_BW = self.decoder.apply({"params": generator["decoder"]}, quantized.vectors_BTD)
-        return (wave_BW[:, : batch["wave_BW"].shape[1]], quantized.commitment), quantized
+        frames_B = self.model.num_frames(_lengths(batch))
+        wave_BW = self.model.decoder.apply({"params": generator["decoder"]}, quantized.vectors_BTD, frames_B)
+        return (_cut(wave_BW, batch["wave_BW"].shape[1]), quantized.commitment), quantized
 
     def spectral_loss(self, target_BW: jax.Array, wave_BW: jax.Array) -> jax.Array:
         return losses.reconstruction_loss(
@@ -198,9 +187,8 @@ class _Training:
         del key
         target_BW, lengths_B = batch["wave_BW"], _lengths(batch)
         size = target_BW.shape[1]
-        x_BTD = self.encoder.apply({"params": state["generator"]["encoder"]}, target_BW)
-        vectors_BTD = quantizer.decode(state["codebooks"], quantizer.encode(state["codebooks"], x_BTD))
-        wave_BW = self.decoder.apply({"params": state["generator"]["decoder"]}, vectors_BTD)[:, :size]
+        codes_BTQ = encode(self.model, state, target_BW, lengths_B)
+        wave_BW = _cut(decode(self.model, state, codes_BTQ, self.model.num_frames(lengths_B)), size)
         wave_BW = jnp.where(jnp.arange(size) < lengths_B[:, None], wave_BW, 0.0)
         present_B = (lengths_B > 0).astype(target_BW.dtype)
         distance_BT = losses.log_mel_distance(target_BW, wave_BW, self.model.sample_rate)
@@ -219,22 +207,30 @@ class _Training:
 
         @jax.jit
         def frames(generator, batch: Batch) -> tuple[jax.Array, jax.Array]:
-            x_BTD = self.encoder.apply({"params": generator["encoder"]}, batch["wave_BW"])
+            x_BTD = features(self.model, {"generator": generator}, batch["wave_BW"], _lengths(batch))
             return x_BTD.reshape(-1, self.model.embed_dim), self.frames_mask(batch).reshape(-1)
 
         @jax.jit
-        def fit(generator_frames) -> quantizer.Codebooks:
+        def fit(generator_frames):
             x_MD, mask_M = (jnp.concatenate(parts) for parts in zip(*generator_frames))
-            return quantizer.fit_codebooks(
+            return self.model.quantizer.fit(
+                state["generator"].get("quantizer", {}),
+                state["codebooks"],
+                fill_masked(fill_key, x_MD, mask_M),
                 fit_key,
-                quantizer.fill_masked(fill_key, x_MD, mask_M),
-                self.model.num_quantizers,
-                self.model.codebook_size,
                 self.config.quantizer.kmeans_iterations,
                 frames_per_step=x_MD.shape[0] / len(generator_frames),
             )
 
-        return {**state, "codebooks": fit([frames(state["generator"], batch) for batch in batches])}
+        parameters, codebooks = fit([frames(state["generator"], batch) for batch in batches])
+        generator = {**state["generator"], **({"quantizer": parameters} if parameters else {})}
+        return {**state, "generator": generator, "codebooks": codebooks}
+
+
+def _cut(wave_BW: jax.Array, num_samples: int) -> jax.Array:
+    """The first samples of decoded waveforms, which may be a few samples longer or shorter than what was encoded."""
+    wave_BW = wave_BW[:, :num_samples]
+    return jnp.pad(wave_BW, ((0, 0), (0, num_samples - wave_BW.shape[1])))
 
 
 def _lengths(batch: Batch) -> jax.Array:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from audiolm_jax.codec.convolution import INITIAL_SCALES
+from audiolm_jax.codec.quantizer import ResidualQuantizer
 
 DILATIONS = (1, 3, 9)
 # Variable collection of what a causal convolution remembers from one chunk to the next.
@@ -47,9 +48,32 @@ class SoundStreamConfig:
         return math.prod(self.strides)
 
     @property
-    def frame_rate(self) -> float:
-        """Frames per second."""
-        return self.sample_rate / self.hop_length
+    def encoder(self) -> "Encoder":
+        """Waveforms to frame vectors."""
+        return Encoder(self)
+
+    @property
+    def decoder(self) -> "Decoder":
+        """Frame vectors to waveforms."""
+        return Decoder(self)
+
+    @property
+    def quantizer(self) -> ResidualQuantizer:
+        """Frame vectors to codes and back."""
+        return ResidualQuantizer(self.num_quantizers, self.codebook_size, self.embed_dim)
+
+    @property
+    def streams(self) -> bool:
+        """Whether encoder and decoder take a recording chunk by chunk."""
+        return True
+
+    def num_frames(self, num_samples):
+        """Frames of so many samples (an integer or an array of them)."""
+        return -(-num_samples // self.hop_length)
+
+    def num_samples(self, num_frames):
+        """Samples that so many frames are decoded to."""
+        return num_frames * self.hop_length
 
 
 def causal_conv(
@@ -167,12 +191,16 @@ class ResidualUnit(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Waveform [B, W] -> frame vectors [B, ceil(W / hop), D]; the waveform is padded with zeros to whole frames."""
+    """Waveform [B, W] -> frame vectors [B, ceil(W / hop), D]; the waveform is padded with zeros to whole frames.
+
+    Of `lengths_B`, samples of each row, it takes no notice: what follows a frame does not change it.
+    """
 
     config: SoundStreamConfig
 
     @nn.compact
-    def __call__(self, wave_BW: jax.Array) -> jax.Array:
+    def __call__(self, wave_BW: jax.Array, lengths_B: jax.Array | None = None) -> jax.Array:
+        del lengths_B
         config = self.config
         missing = -wave_BW.shape[1] % config.hop_length
         x_BTC = jnp.pad(wave_BW, ((0, 0), (0, missing)))[..., None]
@@ -185,12 +213,13 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Frame vectors [B, T, D] -> waveform [B, T · hop]: the encoder's mirror image."""
+    """Frame vectors [B, T, D] -> waveform [B, T · hop]: the encoder's mirror image; `lengths_B`, frames, as there."""
 
     config: SoundStreamConfig
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, lengths_B: jax.Array | None = None) -> jax.Array:
+        del lengths_B
         config = self.config
         x_BTC = CausalConv(config.channels * 2 ** len(config.strides), 7, name="first")(x_BTD)
         for block, stride in reversed(list(enumerate(config.strides))):

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from audiolm_jax.codec import quantizer
 from audiolm_jax.codec.codec import Codec
 from audiolm_jax.codec.convolution import initialize
 from audiolm_jax.codec.soundstream import Decoder, Encoder, SoundStreamConfig
@@ -25,7 +24,7 @@ def codec():
         "encoder": initialize(Encoder(config), keys[0], jnp.zeros((1, 10))),
         "decoder": initialize(Decoder(config), keys[1], jnp.zeros((1, 1, 4))),
     }
-    weights = {"generator": nn.meta.unbox(generator), "codebooks": quantizer.random_codebooks(keys[2], 3, 16, 4)}
+    weights = {"generator": nn.meta.unbox(generator), "codebooks": config.quantizer.init(keys[2])[1]}
     weights["codebooks"]["embedding"] *= 0.5
     return Codec.from_weights({"model": MODEL}, weights)
 
@@ -51,10 +50,10 @@ def test_equals_the_networks_without_padding(codec):
     wave_BW = waves(2, 330)
     weights = codec.weights
     x_BTD = Encoder(codec.config).apply({"params": weights["generator"]["encoder"]}, wave_BW)
-    codes_BTQ = quantizer.encode(weights["codebooks"], x_BTD)
+    codes_BTQ = codec.config.quantizer.encode({}, weights["codebooks"], x_BTD)
     assert len(np.unique(codes_BTQ)) > 4
     np.testing.assert_array_equal(codec.encode(wave_BW), codes_BTQ)
-    vectors_BTD = quantizer.decode(weights["codebooks"], codes_BTQ)
+    vectors_BTD = codec.config.quantizer.decode({}, weights["codebooks"], codes_BTQ)
     expected_BW = Decoder(codec.config).apply({"params": weights["generator"]["decoder"]}, vectors_BTD)
     np.testing.assert_allclose(codec.decode(codes_BTQ), expected_BW, atol=1e-5)
 

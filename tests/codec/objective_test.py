@@ -9,8 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from audiolm_jax.codec import losses, quantizer
+from audiolm_jax.codec import losses
 from audiolm_jax.codec.objective import discriminators_from_config, soundstream_objective
+from audiolm_jax.codec.quantizer import QuantizerTraining
 from audiolm_jax.codec.soundstream import Decoder, Encoder, SoundStreamConfig
 from audiolm_jax.config import soundstream_config
 
@@ -58,7 +59,8 @@ def test_a_step_descends_the_gradients_of_both_sides(float64):
     def reconstruct(generator):
         x_BTD = Encoder(model).apply({"params": generator["encoder"]}, wave_BW)
         settings = {name: config.quantizer[name] for name in ("decay", "dead_code_threshold", "dead_code_share")}
-        quantized = quantizer.quantize(state["codebooks"], x_BTD, key, dropout=False, **settings)
+        training = QuantizerTraining(**settings, dropout=False)
+        quantized = model.quantizer.train({}, state["codebooks"], x_BTD, key, training)
         return Decoder(model).apply({"params": generator["decoder"]}, quantized.vectors_BTD), quantized.commitment
 
     def judge(params, wave_BW):
@@ -136,8 +138,10 @@ def test_warm_start_fits_the_codebooks_to_the_encoder(trained):
     config, objective, start, _, _ = trained
     # 8 codes at 10 frames each, 4 · 64 frames a batch.
     assert objective.warm_start_batches == 1
-    x_BTD = Encoder(SoundStreamConfig(**config.model)).apply({"params": start["generator"]["encoder"]}, tones(seed=0))
-    quantized_BTD = quantizer.decode(start["codebooks"], quantizer.encode(start["codebooks"], x_BTD))
+    model = SoundStreamConfig(**config.model)
+    x_BTD = Encoder(model).apply({"params": start["generator"]["encoder"]}, tones(seed=0))
+    codes_BTQ = model.quantizer.encode({}, start["codebooks"], x_BTD)
+    quantized_BTD = model.quantizer.decode({}, start["codebooks"], codes_BTQ)
     assert np.mean((x_BTD - quantized_BTD) ** 2) < 0.3 * np.var(x_BTD, axis=(0, 1)).mean()
 
 

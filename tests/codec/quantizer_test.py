@@ -1,5 +1,7 @@
 """Residual vector quantization against plain NumPy."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +9,12 @@ import pytest
 
 from audiolm_jax.codec import quantizer
 
-SETTINGS = {"decay": 0.9, "dead_code_threshold": 2.0, "dead_code_share": 0.1, "dropout": False}
+SETTINGS = quantizer.QuantizerTraining(decay=0.9, dead_code_threshold=2.0, dead_code_share=0.1, dropout=False)
+RESIDUAL = quantizer.ResidualQuantizer(num_quantizers=3, codebook_size=8, embed_dim=5)
 
 
 def random_books(num_levels=3, num_codes=8, dimensions=5, shrink=0.3, seed=0):
-    books = quantizer.random_codebooks(jax.random.key(seed), num_levels, num_codes, dimensions)
+    _, books = quantizer.ResidualQuantizer(num_levels, num_codes, dimensions).init(jax.random.key(seed))
     scale_Q11 = shrink ** jnp.arange(num_levels)[:, None, None]
     return {**books, "embedding": books["embedding"] * scale_Q11, "embedding_sum": books["embedding_sum"] * scale_Q11}
 
@@ -32,31 +35,31 @@ def encode_by_loops(embedding_QND, x_BTD):
 def test_encode_picks_the_nearest_code_of_each_residual():
     books, x_BTD = random_books(), frames()
     expected_BTQ, residual_BTD = encode_by_loops(books["embedding"], x_BTD)
-    codes_BTQ = quantizer.encode(books, x_BTD)
+    codes_BTQ = RESIDUAL.encode({}, books, x_BTD)
     assert codes_BTQ.dtype == jnp.int32
     np.testing.assert_array_equal(codes_BTQ, expected_BTQ)
-    np.testing.assert_allclose(quantizer.decode(books, codes_BTQ), x_BTD - residual_BTD, atol=1e-5)
+    np.testing.assert_allclose(RESIDUAL.decode({}, books, codes_BTQ), x_BTD - residual_BTD, atol=1e-5)
 
 
 def test_codes_survive_a_round_trip_where_levels_are_far_apart():
     books = random_books(shrink=0.01)
     codes_BTQ = np.random.default_rng(2).integers(0, 8, (2, 30, 3))
-    np.testing.assert_array_equal(quantizer.encode(books, quantizer.decode(books, codes_BTQ)), codes_BTQ)
+    np.testing.assert_array_equal(RESIDUAL.encode({}, books, RESIDUAL.decode({}, books, codes_BTQ)), codes_BTQ)
 
 
 def test_fewer_levels_are_a_prefix():
     books, x_BTD = random_books(), frames()
-    codes_BTQ = quantizer.encode(books, x_BTD)
-    np.testing.assert_array_equal(quantizer.encode(books, x_BTD, 2), codes_BTQ[..., :2])
+    codes_BTQ = RESIDUAL.encode({}, books, x_BTD)
+    np.testing.assert_array_equal(RESIDUAL.encode({}, books, x_BTD, 2), codes_BTQ[..., :2])
     embedding_QND = np.asarray(books["embedding"])
     by_hand_BTD = embedding_QND[0][codes_BTQ[..., 0]] + embedding_QND[1][codes_BTQ[..., 1]]
-    np.testing.assert_allclose(quantizer.decode(books, codes_BTQ[..., :2]), by_hand_BTD, atol=1e-6)
+    np.testing.assert_allclose(RESIDUAL.decode({}, books, codes_BTQ[..., :2]), by_hand_BTD, atol=1e-6)
 
 
 def test_quantize_agrees_with_encode_and_decode():
     books, x_BTD = random_books(), frames()
-    found_BTD = quantizer.quantize(books, x_BTD, jax.random.key(0), **SETTINGS).vectors_BTD
-    np.testing.assert_allclose(found_BTD, quantizer.decode(books, quantizer.encode(books, x_BTD)), atol=1e-5)
+    found_BTD = RESIDUAL.train({}, books, x_BTD, jax.random.key(0), SETTINGS).vectors_BTD
+    np.testing.assert_allclose(found_BTD, RESIDUAL.decode({}, books, RESIDUAL.encode({}, books, x_BTD)), atol=1e-5)
 
 
 def test_gradient_passes_straight_through():
@@ -64,14 +67,14 @@ def test_gradient_passes_straight_through():
     weights_BTD = frames(seed=3)
 
     def weighted(x_BTD):
-        return jnp.sum(quantizer.quantize(books, x_BTD, jax.random.key(0), **SETTINGS).vectors_BTD * weights_BTD)
+        return jnp.sum(RESIDUAL.train({}, books, x_BTD, jax.random.key(0), SETTINGS).vectors_BTD * weights_BTD)
 
     np.testing.assert_allclose(jax.grad(weighted)(x_BTD), weights_BTD, atol=1e-6)
 
 
 def test_commitment_is_the_mean_squared_residual_and_pulls_towards_the_codes():
     books, x_BTD = random_books(num_levels=2), frames()
-    commitment = lambda x_BTD: quantizer.quantize(books, x_BTD, jax.random.key(0), **SETTINGS).commitment
+    commitment = lambda x_BTD: RESIDUAL.train({}, books, x_BTD, jax.random.key(0), SETTINGS).commitment
     _, first_BTD = encode_by_loops(books["embedding"][:1], x_BTD)
     _, second_BTD = encode_by_loops(books["embedding"], x_BTD)
     expected = (np.mean(first_BTD**2) + np.mean(second_BTD**2)) / 2
@@ -84,7 +87,7 @@ def test_codebooks_follow_moving_averages():
     books, x_BTD = random_books(num_codes=4), frames(batch=8, length=20)
     books["cluster_size"] = books["cluster_size"] * 50.0  # Nothing is dead here.
     books["embedding_sum"] = books["embedding_sum"] * 50.0
-    found = quantizer.quantize(books, x_BTD, jax.random.key(0), **SETTINGS)
+    found = RESIDUAL.train({}, books, x_BTD, jax.random.key(0), SETTINGS)
     residual_MD = x_BTD.reshape(-1, 5).astype(np.float64)
     for level in range(3):
         embedding_ND = np.asarray(books["embedding"][level], np.float64)
@@ -107,8 +110,7 @@ def test_dead_codes_become_frames_of_the_batch():
     book = {"embedding": jnp.full((4, 5), 100.0), "cluster_size": sizes_N, "embedding_sum": 100.0 * sizes_N[:, None]}
     weights_M = jnp.ones(len(x_MD)).at[:20].set(0.0)
     codes_M = jnp.zeros(len(x_MD), jnp.int32)
-    settings = {name: SETTINGS[name] for name in ("decay", "dead_code_threshold", "dead_code_share")}
-    new_book, dead = quantizer.update(book, x_MD, codes_M, weights_M, jax.random.key(0), **settings)
+    new_book, dead = quantizer.update(book, x_MD, codes_M, weights_M, jax.random.key(0), SETTINGS)
     assert dead == 2
     for code in (1, 3):
         distances_M = np.abs(x_MD - new_book["embedding"][code]).max(axis=-1)
@@ -123,18 +125,16 @@ def test_dead_means_below_the_lesser_of_threshold_and_share(threshold, share, ex
     x_MD, sizes_N = frames().reshape(-1, 5), jnp.array([20.0, 20.0, 4.0, 0.3]) / 0.9
     book = {"embedding": jnp.ones((4, 5)), "cluster_size": sizes_N, "embedding_sum": sizes_N[:, None] * jnp.ones(5)}
     codes_M, ones_M = jnp.zeros(36, jnp.int32), jnp.ones(36)
-    _, dead = quantizer.update(
-        book, x_MD, codes_M, ones_M, jax.random.key(0), decay=0.9, dead_code_threshold=threshold, dead_code_share=share
-    )
+    settings = quantizer.QuantizerTraining(0.9, threshold, share, dropout=False)
+    _, dead = quantizer.update(book, x_MD, codes_M, ones_M, jax.random.key(0), settings)
     assert dead == expected
 
 
 def test_a_level_that_no_frame_reaches_keeps_its_codes():
     books = random_books(num_levels=1)
     book = jax.tree.map(lambda leaf: leaf[0], books)
-    settings = {name: SETTINGS[name] for name in ("decay", "dead_code_threshold", "dead_code_share")}
     new_book, dead = quantizer.update(
-        book, frames().reshape(-1, 5), jnp.zeros(36, jnp.int32), jnp.zeros(36), jax.random.key(0), **settings
+        book, frames().reshape(-1, 5), jnp.zeros(36, jnp.int32), jnp.zeros(36), jax.random.key(0), SETTINGS
     )
     assert dead == 0
     np.testing.assert_allclose(new_book["embedding"], book["embedding"], rtol=1e-5)
@@ -142,9 +142,9 @@ def test_a_level_that_no_frame_reaches_keeps_its_codes():
 
 def test_dropout_keeps_a_uniform_number_of_levels_per_example():
     books, x_BTD = random_books(), frames(batch=300, length=2)
-    found = quantizer.quantize(books, x_BTD, jax.random.key(0), **{**SETTINGS, "dropout": True})
-    codes_BTQ = quantizer.encode(books, x_BTD)
-    levels = [np.asarray(quantizer.decode(books, codes_BTQ[..., :n])) for n in (1, 2, 3)]
+    found = RESIDUAL.train({}, books, x_BTD, jax.random.key(0), dataclasses.replace(SETTINGS, dropout=True))
+    codes_BTQ = RESIDUAL.encode({}, books, x_BTD)
+    levels = [np.asarray(RESIDUAL.decode({}, books, codes_BTQ[..., :n])) for n in (1, 2, 3)]
     matches_NB = np.stack([np.abs(found.vectors_BTD - one).max(axis=(1, 2)) < 1e-5 for one in levels])
     np.testing.assert_array_equal(matches_NB.sum(axis=0), 1)
     counts_N = matches_NB.sum(axis=1)
@@ -162,9 +162,9 @@ def test_padded_frames_count_nowhere():
     ragged_BTD[1, 5:] = 1e3
     mask_BT = np.ones((2, 8), bool)
     mask_BT[1, 5:] = False
-    found = quantizer.quantize(books, ragged_BTD, jax.random.key(0), mask_BT=mask_BT, **SETTINGS)
+    found = RESIDUAL.train({}, books, ragged_BTD, jax.random.key(0), SETTINGS, mask_BT)
     alone_BTD = ragged_BTD[mask_BT][None]
-    expected = quantizer.quantize(books, alone_BTD, jax.random.key(0), **SETTINGS)
+    expected = RESIDUAL.train({}, books, alone_BTD, jax.random.key(0), SETTINGS)
     assert found.commitment == pytest.approx(float(expected.commitment), rel=1e-5)
     for name in ("cluster_size", "embedding_sum", "embedding"):
         np.testing.assert_allclose(found.codebooks[name], expected.codebooks[name], rtol=1e-4, atol=1e-5)
@@ -185,7 +185,8 @@ def test_perplexity_counts_the_codes_in_use():
 
 def test_fitted_codebooks_leave_less_at_every_level():
     x_MD = frames(batch=20, length=20).reshape(-1, 5)
-    books = quantizer.fit_codebooks(jax.random.key(0), x_MD, 3, 8, 10, frames_per_step=100.0)
+    parameters, books = RESIDUAL.fit({}, {}, x_MD, jax.random.key(0), 10, frames_per_step=100.0)
+    assert parameters == {}
     np.testing.assert_allclose(np.sum(books["cluster_size"], axis=1), 100.0, rtol=1e-4)
     errors = [np.mean(x_MD**2)]
     for level in (1, 2, 3):

@@ -1,0 +1,102 @@
+"""The networks that a codec can be made of, and what all of them do.
+
+Shape suffixes: B batch, W waveform samples, T frames, D embedding, Q levels.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import flax.linen as nn
+import jax
+
+from audiolm_jax.codec.soundstream import SoundStreamConfig
+from audiolm_jax.errors import UserError
+
+# {"generator": {"encoder", "decoder" and perhaps "quantizer"}, "codebooks"}, as the objective's `weights` gives them.
+Weights = Mapping[str, Any]
+
+
+class Architecture(Protocol):
+    """What a codec's networks have in common: a frozen dataclass of the fields of a config's `model`.
+
+    Attributes:
+      sample_rate: Hz.
+      hop_length: samples per frame.
+      embed_dim: D, the width of the frame vectors that are quantized.
+      num_quantizers: Q, levels.
+      codebook_size: N, codes per level.
+      encoder: module, (wave_BW, lengths_B) -> x_BTD. A row's first frames are those of its first `length` samples
+        alone; without lengths every row is as long as the array.
+      decoder: module, (x_BTD, lengths_B) -> wave_BW, lengths being frames; rows as in the encoder.
+      quantizer: see `ResidualQuantizer`.
+      streams: whether both take a recording chunk by chunk, keeping what they need in the collection `STREAM`.
+    """
+
+    @property
+    def sample_rate(self) -> int: ...
+    @property
+    def hop_length(self) -> int: ...
+    @property
+    def embed_dim(self) -> int: ...
+    @property
+    def num_quantizers(self) -> int: ...
+    @property
+    def codebook_size(self) -> int: ...
+    @property
+    def encoder(self) -> nn.Module: ...
+    @property
+    def decoder(self) -> nn.Module: ...
+    @property
+    def quantizer(self) -> Any: ...
+    @property
+    def streams(self) -> bool: ...
+
+    def num_frames(self, num_samples: Any) -> Any:
+        """Frames of so many samples (an integer or an array of them)."""
+
+    def num_samples(self, num_frames: Any) -> Any:
+        """Samples that so many frames are decoded to."""
+
+
+def build_architecture(model: Mapping[str, Any]) -> Architecture:
+    """The networks that a config's `model` describes: of the kind `architecture`, by default SoundStream.
+
+    Raises:
+      UserError: an unknown architecture or unknown fields.
+    """
+    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in dict(model).items()}
+    kind = fields.pop("architecture", "soundstream")
+    match kind:
+        case "soundstream":
+            build = SoundStreamConfig
+        case other:
+            raise UserError("unknown architecture", f"config.model.architecture={other}", "use one of soundstream")
+    try:
+        return build(**fields)
+    except TypeError as error:
+        raise UserError(f"fields of another architecture ({error})", "config.model", f"give those of {kind}") from error
+
+
+def features(architecture: Architecture, weights: Weights, wave_BW: jax.Array, lengths_B: jax.Array) -> jax.Array:
+    """Frame vectors before they are quantized: [B, T, D]."""
+    return architecture.encoder.apply({"params": weights["generator"]["encoder"]}, wave_BW, lengths_B)
+
+
+def encode(
+    architecture: Architecture,
+    weights: Weights,
+    wave_BW: jax.Array,
+    lengths_B: jax.Array,
+    num_quantizers: int | None = None,
+) -> jax.Array:
+    """Codes int32 [B, T, Q] of the first `num_quantizers` levels, all by default."""
+    x_BTD = features(architecture, weights, wave_BW, lengths_B)
+    parameters = weights["generator"].get("quantizer", {})
+    return architecture.quantizer.encode(parameters, weights["codebooks"], x_BTD, num_quantizers)
+
+
+def decode(architecture: Architecture, weights: Weights, codes_BTQ: jax.Array, lengths_B: jax.Array) -> jax.Array:
+    """Waveforms [B, W] of codes, of which each row has so many frames."""
+    parameters = weights["generator"].get("quantizer", {})
+    x_BTD = architecture.quantizer.decode(parameters, weights["codebooks"], codes_BTQ)
+    return architecture.decoder.apply({"params": weights["generator"]["decoder"]}, x_BTD, lengths_B)
