@@ -64,7 +64,9 @@ def build_architecture(model: Mapping[str, Any]) -> Architecture:
     Raises:
       UserError: an unknown architecture or unknown fields.
     """
-    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in dict(model).items()}
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in dict(model).items()
+    }
     kind = fields.pop("architecture", "soundstream")
     match kind:
         case "soundstream":

@@ -186,11 +186,11 @@ def _cut(wave_BW: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
 
 
 def _bucket(num_frames: int) -> int:
-    """The next of four lengths an octave (from 32 frames on), so that few lengths are compiled.
+    """The next of eight lengths an octave (from 64 frames on), so that few lengths are compiled and little is padding.
 
     Frames do not depend on what follows them, so the padding changes none that are kept.
     """
-    step = max(8, 2 ** (max(num_frames - 1, 1).bit_length() - 3))
+    step = max(8, 2 ** (max(num_frames - 1, 1).bit_length() - 4))
     return max(1, -(-num_frames // step)) * step
 
 

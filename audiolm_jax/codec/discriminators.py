@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from audiolm_jax import spectral
-from audiolm_jax.codec.convolution import convolve
+from audiolm_jax.codec.convolution import convolve, elu
 
 
 class Judgement(NamedTuple):
@@ -107,8 +107,8 @@ class SpectralUnit(nn.Module):
     @nn.compact
     def __call__(self, x_BTFC: jax.Array) -> jax.Array:
         kernel = (self.strides[0] + 2, self.strides[1] + 2)
-        inner_BTFC = SpectralConv(x_BTFC.shape[-1], (3, 3), name="same")(nn.elu(x_BTFC))
-        inner_BTFC = SpectralConv(self.features, kernel, self.strides, name="down")(nn.elu(inner_BTFC))
+        inner_BTFC = SpectralConv(x_BTFC.shape[-1], (3, 3), name="same")(elu(x_BTFC))
+        inner_BTFC = SpectralConv(self.features, kernel, self.strides, name="down")(elu(inner_BTFC))
         return inner_BTFC + SpectralConv(self.features, (1, 1), self.strides, name="skip")(x_BTFC)
 
 
@@ -136,7 +136,7 @@ class STFTDiscriminator(nn.Module):
         for unit, factor in enumerate((2, 4, 4, 8, 8, 16)):
             x_BTFC = SpectralUnit(factor * self.channels, (1, 2) if unit % 2 == 0 else (2, 2))(x_BTFC)
             features.append(x_BTFC)
-        logits_BT11 = SpectralConv(1, (1, x_BTFC.shape[2]), padding="VALID")(nn.elu(x_BTFC))
+        logits_BT11 = SpectralConv(1, (1, x_BTFC.shape[2]), padding="VALID")(elu(x_BTFC))
         return Judgement(logits_BT11[:, :, 0, 0], features)
 
 

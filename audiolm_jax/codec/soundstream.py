@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from audiolm_jax.codec.convolution import INITIAL_SCALES
+from audiolm_jax.codec.convolution import INITIAL_SCALES, elu
 from audiolm_jax.codec.quantizer import ResidualQuantizer
 
 DILATIONS = (1, 3, 9)
@@ -186,8 +186,8 @@ class ResidualUnit(nn.Module):
     @nn.compact
     def __call__(self, x_BTC: jax.Array) -> jax.Array:
         channels = x_BTC.shape[-1]
-        inner_BTC = CausalConv(channels, 7, dilation=self.dilation, name="dilated")(nn.elu(x_BTC))
-        return x_BTC + CausalConv(channels, 1, name="mix")(nn.elu(inner_BTC))
+        inner_BTC = CausalConv(channels, 7, dilation=self.dilation, name="dilated")(elu(x_BTC))
+        return x_BTC + CausalConv(channels, 1, name="mix")(elu(inner_BTC))
 
 
 class Encoder(nn.Module):
@@ -208,8 +208,8 @@ class Encoder(nn.Module):
         for block, stride in enumerate(config.strides):
             for unit, dilation in enumerate(DILATIONS):
                 x_BTC = ResidualUnit(dilation, name=f"unit_{block}_{unit}")(x_BTC)
-            x_BTC = CausalConv(2 * x_BTC.shape[-1], 2 * stride, stride, name=f"down_{block}")(nn.elu(x_BTC))
-        return CausalConv(config.embed_dim, 3, name="last")(nn.elu(x_BTC))
+            x_BTC = CausalConv(2 * x_BTC.shape[-1], 2 * stride, stride, name=f"down_{block}")(elu(x_BTC))
+        return CausalConv(config.embed_dim, 3, name="last")(elu(x_BTC))
 
 
 class Decoder(nn.Module):
@@ -224,7 +224,7 @@ class Decoder(nn.Module):
         x_BTC = CausalConv(config.channels * 2 ** len(config.strides), 7, name="first")(x_BTD)
         for block, stride in reversed(list(enumerate(config.strides))):
             up = CausalConv(x_BTC.shape[-1] // 2, 2 * stride, stride, transpose=True, name=f"up_{block}")
-            x_BTC = up(nn.elu(x_BTC))
+            x_BTC = up(elu(x_BTC))
             for unit, dilation in enumerate(DILATIONS):
                 x_BTC = ResidualUnit(dilation, name=f"unit_{block}_{unit}")(x_BTC)
-        return CausalConv(1, 7, name="last")(nn.elu(x_BTC))[..., 0]
+        return CausalConv(1, 7, name="last")(elu(x_BTC))[..., 0]
