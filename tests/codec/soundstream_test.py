@@ -61,7 +61,7 @@ def test_parameter_count_is_the_papers(channels, millions):
 
 def test_rates_of_the_papers_strides():
     config = SoundStreamConfig(16_000, 32, (2, 4, 5, 8), 64, 12, 1024)
-    assert (config.hop_length, config.frame_rate) == (320, 50.0)
+    assert (config.hop_length, config.num_frames(16_000), config.num_samples(50)) == (320, 50, 16_000)
 
 
 @pytest.mark.parametrize("size, frames", [(1, 1), (6, 1), (7, 2), (60, 10)])
