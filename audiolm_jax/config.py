@@ -78,6 +78,8 @@ def soundstream_config() -> ml_collections.ConfigDict:
             "embed_dim": 64,
             "num_quantizers": 12,
             "codebook_size": 1024,
+            "snake": False,
+            "codebook_dim": 0,
         }
     )
     config.quantizer = ml_collections.ConfigDict(

@@ -20,6 +20,7 @@ import safetensors.numpy
 from etils import epath
 
 from audiolm_jax import config as configs
+from audiolm_jax import files
 from audiolm_jax.errors import UserError
 from audiolm_jax.objective import Objective, State
 from audiolm_jax.training import checkpoint, registry, step
@@ -123,6 +124,18 @@ def _read_checkpoint(folder: epath.Path) -> Part:
     weights = restored["ema"] if averaged else restored
     settings = {"tokens": description["tokens"]} if description["tokens"] else {}
     return Part(config.objective, config, jax.tree.map(np.asarray, weights), settings)
+
+
+def export(source: str | os.PathLike[str], output: str | os.PathLike[str]):
+    """Writes a part, such as a training workdir's, to a new folder: safetensors with a JSON config.
+
+    Raises:
+      UserError: as `read_part`, or the output exists.
+    """
+    files.refuse_existing(output)
+    part = read_part(source)
+    with files.new_folder(output) as scratch:
+        write_part(scratch, part)
 
 
 def write_part(folder: pathlib.Path, part: Part):

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from audiolm_jax.codec.codec import Codec
+from audiolm_jax.codec.streaming import ChunkDecoder
 from audiolm_jax.lm.decode import LanguageModel, decode_stage, size_class
 from audiolm_jax.lm.sampling import Sampling
 from audiolm_jax.lm.stages import Stage
@@ -299,26 +300,33 @@ class _Decoder:
     def __init__(self, codec: Codec, num_rows: int):
         self._codec, self._batch = codec, size_class(num_rows)
         self._size = round(BLOCK_SECONDS * codec.frame_rate)
-        self._state = None
-        self._frame = 0
+        self._decoder = ChunkDecoder(codec)
+        # How many frames have gone into the decoder, and how many samples have come out.
+        self._frame = self._sample = 0
 
     def blocks(self, rows: Sequence[Row]) -> Iterator[Block]:
         """What has become ready: whole blocks, and the rest once every row is complete."""
         growing = [row.finished_frames for row in rows if not row.complete]
         ready = min(growing) if growing else max(row.finished_frames for row in rows)
         while ready - self._frame >= self._size or (not growing and ready > self._frame):
-            yield self._next(rows, min(self._size, ready - self._frame))
+            yield from self._heard(rows, self._decode(rows))
+        if not growing:
+            yield from self._heard(rows, self._decoder.finish())
 
-    def _next(self, rows: Sequence[Row], num_frames: int) -> Block:
+    def _decode(self, rows: Sequence[Row]) -> np.ndarray:
         codes_BTQ = np.zeros((self._batch, self._size, self._codec.num_quantizers), np.int32)
-        for codes_TQ, row in zip(codes_BTQ, rows, strict=False):
-            frames = row.acoustic[self._frame : min(row.finished_frames, self._frame + num_frames)]
-            codes_TQ[: len(frames)] = frames
-        wave_BW, self._state = self._codec.decode_chunk(codes_BTQ, self._state)
-        hop = self._codec.hop_length
-        num_samples, first = num_frames * hop, self._frame * hop
-        lengths_B = np.array([np.clip(row.samples(hop) - first, 0, num_samples) for row in rows])
-        num_samples = int(lengths_B.max())
-        self._frame += num_frames
-        heard_BW = np.arange(num_samples) < lengths_B[:, None]
-        return Block(np.where(heard_BW, np.asarray(wave_BW)[: len(rows), :num_samples], np.float32(0)), lengths_B)
+        lengths_B = np.zeros(self._batch, np.int32)
+        for index, row in enumerate(rows):
+            frames = row.acoustic[self._frame : min(row.finished_frames, self._frame + self._size)]
+            codes_BTQ[index, : len(frames)], lengths_B[index] = frames, len(frames)
+        self._frame += self._size
+        return self._decoder.decode(codes_BTQ, lengths_B)
+
+    def _heard(self, rows: Sequence[Row], wave_BW: np.ndarray) -> Iterator[Block]:
+        """The next samples as a block, where any row has some."""
+        hop, size = self._codec.hop_length, wave_BW.shape[1]
+        lengths_B = np.array([np.clip(row.samples(hop) - self._sample, 0, size) for row in rows])
+        self._sample += size
+        if num_samples := int(lengths_B.max()):
+            heard_BW = np.arange(num_samples) < lengths_B[:, None]
+            yield Block(np.where(heard_BW, wave_BW[: len(rows), :num_samples], np.float32(0)), lengths_B)

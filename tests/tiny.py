@@ -65,12 +65,19 @@ def part_of(objective: str, seed: int = 0, settings=None) -> Part:
     return Part(objective, config, jax.tree.map(np.asarray, built.weights(state)), settings or {})
 
 
-def write_parts(folder: pathlib.Path) -> dict[str, str]:
-    """Random parts that fit each other, as exported folders by role."""
-    generator = np.random.default_rng(0)
-    parts = {"codec": part_of("soundstream")}
-    codebooks = parts["codec"].weights["codebooks"]
-    codebooks["embedding"] = generator.standard_normal(codebooks["embedding"].shape).astype(np.float32)
+def codec_part() -> Part:
+    """A codec with random weights and codes."""
+    codec = part_of("soundstream")
+    codebooks = codec.weights["codebooks"]
+    shape = codebooks["embedding"].shape
+    codebooks["embedding"] = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    return codec
+
+
+def write_parts(folder: pathlib.Path, codec: Part | None = None) -> dict[str, str]:
+    """Random parts that fit each other (and a codec of `LEVELS` of `CODES`, if given), as exported folders by role."""
+    generator = np.random.default_rng(1)
+    parts = {"codec": codec or codec_part()}
     encoder = part_of("w2v_bert")
     width = encoder.config.model.embed_dim
     clusters = {
@@ -93,9 +100,9 @@ def write_parts(folder: pathlib.Path) -> dict[str, str]:
     return {role: str(folder / role) for role in parts}
 
 
-def write_bundle(folder: pathlib.Path) -> pathlib.Path:
+def write_bundle(folder: pathlib.Path, codec: Part | None = None) -> pathlib.Path:
     """A bundle of random parts, at `folder / "bundle"`."""
-    paths = write_parts(folder / "parts")
+    paths = write_parts(folder / "parts", codec)
     bundle.write_bundle({role: paths[role] for role in ("codec", "semantic_tokenizer", *STAGES)}, folder / "bundle")
     return folder / "bundle"
 

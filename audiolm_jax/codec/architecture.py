@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import flax.linen as nn
 import jax
 
+from audiolm_jax.codec.dac import DacConfig
 from audiolm_jax.codec.soundstream import SoundStreamConfig
 from audiolm_jax.errors import UserError
 
@@ -30,6 +31,7 @@ class Architecture(Protocol):
       decoder: module, (x_BTD, lengths_B) -> wave_BW, lengths being frames; rows as in the encoder.
       quantizer: see `ResidualQuantizer`.
       streams: whether both take a recording chunk by chunk, keeping what they need in the collection `STREAM`.
+      reach: where they do not, how many frames on either side of its own a decoded sample depends on; None: on all.
     """
 
     @property
@@ -50,6 +52,8 @@ class Architecture(Protocol):
     def quantizer(self) -> Any: ...
     @property
     def streams(self) -> bool: ...
+    @property
+    def reach(self) -> int | None: ...
 
     def num_frames(self, num_samples: Any) -> Any:
         """Frames of so many samples (an integer or an array of them)."""
@@ -68,11 +72,14 @@ def build_architecture(model: Mapping[str, Any]) -> Architecture:
         name: tuple(value) if isinstance(value, list) else value for name, value in dict(model).items()
     }
     kind = fields.pop("architecture", "soundstream")
+    build: Any
     match kind:
         case "soundstream":
             build = SoundStreamConfig
+        case "dac":
+            build = DacConfig
         case other:
-            raise UserError("unknown architecture", f"config.model.architecture={other}", "use one of soundstream")
+            raise UserError("unknown architecture", f"config.model.architecture={other}", "use soundstream or dac")
     try:
         return build(**fields)
     except TypeError as error:

@@ -52,6 +52,10 @@ class Codec:
         """Codes per level, N."""
         return self.config.codebook_size
 
+    def num_frames(self, num_samples: int) -> int:
+        """Frames of a recording of so many samples."""
+        return self.config.num_frames(num_samples)
+
     def features(self, wave_BW, lengths_B=None) -> jax.Array:
         """Frame vectors float32 [B, T, D] as they are before they are quantized; otherwise as `encode`."""
         padded_BW, lengths_B, num_frames = self._framed(wave_BW, lengths_B)
@@ -87,24 +91,30 @@ class Codec:
         wave_BW = _checked_waveform(wave_BW)
         batch, size = wave_BW.shape
         if lengths_B is None:
-            lengths_B = np.full(batch, size)
+            lengths_B = np.full(batch, size, np.int32)
         else:
-            wave_BW = _cut(wave_BW, lengths_B := np.asarray(lengths_B))
+            lengths_B = _checked_lengths(lengths_B, batch, size)
+            wave_BW = np.where(np.arange(size) < lengths_B[:, None], wave_BW, np.float32(0))
         padded_BW = _pad_axis(wave_BW, _bucket(-(-size // self.hop_length)) * self.hop_length)
-        return padded_BW, lengths_B.astype(np.int32), self.config.num_frames(size)
+        return padded_BW, lengths_B, self.config.num_frames(size)
 
-    def decode(self, codes_BTQ) -> jax.Array:
+    def decode(self, codes_BTQ, lengths_B=None) -> jax.Array:
         """Waveforms float32 [B, T · hop] of codes [B, T, Q]; fewer levels than the codec's give a coarser sound.
 
         A converted codec gives as many samples as the original.
 
+        Args:
+          codes_BTQ: what `encode` returns.
+          lengths_B: frames of each row; what lies beyond them, in codes and waveform, does not matter. All by default.
+
         Raises:
-          UserError: not integers [B, T, Q], too many levels or a code out of range.
+          UserError: not integers [B, T, Q], too many levels, a code out of range, or no such lengths.
         """
         codes_BTQ = self._checked_codes(codes_BTQ)
         batch, num_frames, _ = codes_BTQ.shape
-        padded_BTQ, lengths_B = _pad_axis(codes_BTQ, _bucket(num_frames)), np.full(batch, num_frames, np.int32)
-        return _decode(self.config, self.weights, padded_BTQ, lengths_B)[:, : self.config.num_samples(num_frames)]
+        lengths_B = _checked_lengths(np.full(batch, num_frames) if lengths_B is None else lengths_B, batch, num_frames)
+        wave_BW = _decode(self.config, self.weights, _pad_axis(codes_BTQ, _bucket(num_frames)), lengths_B)
+        return wave_BW[:, : self.config.num_samples(num_frames)]
 
     def decode_chunk(self, codes_BTQ, state: Any = None) -> tuple[jax.Array, Any]:
         """The waveform of the next frames of a stream: chunk by chunk what `decode` makes of all of them.
@@ -171,24 +181,23 @@ def _checked_waveform(wave_BW) -> np.ndarray:
     return wave_BW.astype(np.float32)
 
 
-def _cut(wave_BW: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
-    """Zeros beyond each row's length."""
-    batch, size = wave_BW.shape
+def _checked_lengths(lengths_B, batch: int, size: int) -> np.ndarray:
+    lengths_B = np.asarray(lengths_B)
     if lengths_B.shape != (batch,) or not np.issubdtype(lengths_B.dtype, np.integer):
         raise UserError(
             "lengths are not one integer a row", f"{lengths_B.dtype}{list(lengths_B.shape)}", f"give {batch}"
         )
     if batch and not 0 <= lengths_B.min() <= lengths_B.max() <= size:
         raise UserError(
-            f"lengths from {lengths_B.min()} to {lengths_B.max()}", "lengths_B", f"waveforms have 0 … {size} samples"
+            f"lengths from {lengths_B.min()} to {lengths_B.max()}", "lengths_B", f"rows have a length of 0 … {size}"
         )
-    return np.where(np.arange(size) < lengths_B[:, None], wave_BW, np.float32(0))
+    return lengths_B.astype(np.int32)
 
 
 def _bucket(num_frames: int) -> int:
     """The next of eight lengths an octave (from 64 frames on), so that few lengths are compiled and little is padding.
 
-    Frames do not depend on what follows them, so the padding changes none that are kept.
+    The padding changes nothing that is kept: frames do not depend on what follows them, or know where a row ends.
     """
     step = max(8, 2 ** (max(num_frames - 1, 1).bit_length() - 4))
     return max(1, -(-num_frames // step)) * step

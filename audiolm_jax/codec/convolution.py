@@ -1,7 +1,7 @@
 """What the codec's networks share: a convolution whose gradients stay fast on a CPU inside `jax.lax.cond`, ELU, and
 quick initial parameters.
 
-Shape suffixes: B batch, C channels, O channels out; the dots stand for one or two spatial axes.
+Shape suffixes: B batch, T frames, C channels, O channels out, k taps; the dots stand for one or two spatial axes.
 """
 
 import functools
@@ -76,6 +76,26 @@ def elu(x: jax.Array) -> jax.Array:
     return jnp.maximum(x, 0) + (jnp.exp(jnp.minimum(x, 0)) - 1)
 
 
+def parameters_of(
+    module: nn.Module, x_BTC: jax.Array, kernel_size: int, features: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The inputs of a one-dimensional convolution, its kernel [k, C, O] and its bias [O], all of one type.
+
+    Args:
+      module: whose parameters "kernel" and "bias" they are, called where it may declare them.
+      x_BTC: inputs.
+      kernel_size: k.
+      features: O.
+    """
+    scale = INITIAL_SCALES.get(module.name or "", 1.0)
+    normal = nn.initializers.variance_scaling(scale**2, "fan_in", "truncated_normal")
+    kernel_init = nn.with_logical_partitioning(normal, (None, "conv_in", "conv_out"))
+    bias_init = nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",))
+    kernel_kCO = module.param("kernel", kernel_init, (kernel_size, x_BTC.shape[-1], features), jnp.float32)
+    bias_O = module.param("bias", bias_init, (features,), jnp.float32)
+    return nn.dtypes.promote_dtype(x_BTC, kernel_kCO, bias_O)
+
+
 def initialize(module: nn.Module, key: jax.Array, *inputs: jax.Array) -> Any:
     """Parameters of a module of convolutions, as its `init` would give them, from a single draw of random numbers.
 
@@ -83,7 +103,7 @@ def initialize(module: nn.Module, key: jax.Array, *inputs: jax.Array) -> Any:
 
     Returns:
       the "params", boxed with their logical axis names: kernels normal with standard deviation fan-in^(-1/2)
-      (times `INITIAL_SCALES`), scales 1, biases 0.
+      (times `INITIAL_SCALES`), scales and alphas 1, biases 0.
     """
     boxed = jax.eval_shape(module.init, key, *inputs)["params"]
     paths_and_leaves, structure = jax.tree_util.tree_flatten_with_path(boxed)
@@ -97,6 +117,6 @@ def initialize(module: nn.Module, key: jax.Array, *inputs: jax.Array) -> Any:
         if name[-1] == "kernel":
             scale = INITIAL_SCALES.get(name[-2], 1.0) if len(name) > 1 else 1.0
             return draw.reshape(shape) * (scale * math.prod(shape[:-1]) ** -0.5)
-        return jnp.full(shape, 1.0 if name[-1] == "scale" else 0.0, jnp.float32)
+        return jnp.full(shape, 1.0 if name[-1] in ("scale", "alpha") else 0.0, jnp.float32)
 
     return jax.tree.unflatten(structure, map(leaf, names, shapes, draws))

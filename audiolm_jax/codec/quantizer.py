@@ -30,10 +30,11 @@ class Quantized(NamedTuple):
 
     Attributes:
       vectors_BTD: quantized frames; their gradient is passed to the input as it is (straight through).
-      commitment: mean squared distance of a level's input from its code, averaged over levels.
+      commitment: mean squared distance of a level's input from its code, averaged over levels; codes that are learned
+        by gradients add what draws them to their inputs.
       codebooks: updated.
       perplexity_Q: exp(entropy) of the codes' average usage; N where all are used alike.
-      dead_Q: codes that were replaced in this step.
+      dead_Q: codes that hardly any frame uses; those of moving averages were replaced in this step.
     """
 
     vectors_BTD: jax.Array
@@ -57,6 +58,17 @@ class QuantizerTraining:
     dead_code_threshold: float
     dead_code_share: float
     dropout: bool
+
+    def draw_levels(self, key: jax.Array, batch: int, num_levels: int) -> jax.Array:
+        """With how many levels each example is quantized, int32 [B]."""
+        if self.dropout:
+            return jax.random.randint(key, (batch,), 1, num_levels + 1, jnp.int32)
+        return jnp.full(batch, num_levels, jnp.int32)
+
+    def is_dead(self, cluster_size_N: jax.Array, num_frames: jax.Array) -> jax.Array:
+        """Which codes of a level are hardly used, by their average usage and the frames that reach the level."""
+        average_usage = num_frames / len(cluster_size_N)
+        return cluster_size_N < jnp.minimum(self.dead_code_threshold, self.dead_code_share * average_usage)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,9 +142,7 @@ class ResidualQuantizer:
         del parameters
         batch, num_levels = x_BTD.shape[0], codebooks["embedding"].shape[0]
         dropout_key, update_key = jax.random.split(key)
-        levels_B = jnp.full(batch, num_levels, jnp.int32)
-        if settings.dropout:
-            levels_B = jax.random.randint(dropout_key, (batch,), 1, num_levels + 1, jnp.int32)
+        levels_B = settings.draw_levels(dropout_key, batch, num_levels)
         if mask_BT is None:
             mask_BT = jnp.ones(x_BTD.shape[:2], bool)
 
@@ -234,7 +244,7 @@ def update(
 
     num_frames = jnp.sum(weights_M)
     average_usage = num_frames / num_codes
-    dead_N = cluster_size_N < jnp.minimum(settings.dead_code_threshold, settings.dead_code_share * average_usage)
+    dead_N = settings.is_dead(cluster_size_N, num_frames)
     replacements_ND = x_MD[_draw(key, weights_M, num_codes)]
     cluster_size_N = jnp.where(dead_N, average_usage, cluster_size_N)
     embedding_sum_ND = jnp.where(dead_N[:, None], replacements_ND * average_usage, embedding_sum_ND)

@@ -1,7 +1,8 @@
 """SoundStream's encoder and decoder: causal convolutions between waveform and frame vectors.
 
 Zeghidour et al., "SoundStream: An End-to-End Neural Audio Codec" (arXiv 2107.03312 §III-A, B). No normalisation, ELU
-throughout, left padding only: frame t depends on samples before (t + 1) · hop, and a sample on frames up to its own.
+throughout (or snake), left padding only: frame t depends on samples before (t + 1) · hop, and a sample on frames up to
+its own.
 
 Shape suffixes: B batch, W waveform samples, T frames (of any rate), C channels, D embedding, k kernel taps, I and O
 channels in and out.
@@ -14,8 +15,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from audiolm_jax.codec.convolution import INITIAL_SCALES, elu
+from audiolm_jax.codec.convolution import elu, parameters_of
+from audiolm_jax.codec.factorised import FactorisedQuantizer
 from audiolm_jax.codec.quantizer import ResidualQuantizer
+from audiolm_jax.codec.snake import Snake
 
 DILATIONS = (1, 3, 9)
 # Variable collection of what a causal convolution remembers from one chunk to the next.
@@ -33,6 +36,9 @@ class SoundStreamConfig:
       embed_dim: D, the width of the frame vectors that are quantized.
       num_quantizers: Q, levels of the residual quantizer.
       codebook_size: N, codes per level.
+      snake: the snake activation (`Snake`) in place of ELU.
+      codebook_dim: width of factorised codes (`FactorisedQuantizer`; DAC's are 8); 0: codes are vectors of width D
+        that follow the frames (`ResidualQuantizer`).
     """
 
     sample_rate: int
@@ -41,6 +47,8 @@ class SoundStreamConfig:
     embed_dim: int
     num_quantizers: int
     codebook_size: int
+    snake: bool = False
+    codebook_dim: int = 0
 
     @property
     def hop_length(self) -> int:
@@ -58,14 +66,21 @@ class SoundStreamConfig:
         return Decoder(self)
 
     @property
-    def quantizer(self) -> ResidualQuantizer:
+    def quantizer(self) -> ResidualQuantizer | FactorisedQuantizer:
         """Frame vectors to codes and back."""
+        if self.codebook_dim:
+            return FactorisedQuantizer(self.num_quantizers, self.codebook_size, self.embed_dim, self.codebook_dim)
         return ResidualQuantizer(self.num_quantizers, self.codebook_size, self.embed_dim)
 
     @property
     def streams(self) -> bool:
         """Whether encoder and decoder take a recording chunk by chunk."""
         return True
+
+    @property
+    def reach(self) -> None:
+        """A sample depends on all frames before it: a stream carries them along."""
+        return None
 
     def num_frames(self, num_samples):
         """Frames of so many samples (an integer or an array of them)."""
@@ -154,14 +169,7 @@ class CausalConv(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTC: jax.Array) -> jax.Array:
-        shape = (self.kernel_size, x_BTC.shape[-1], self.features)
-        scale = INITIAL_SCALES.get(self.name, 1.0)
-        normal = nn.initializers.variance_scaling(scale**2, "fan_in", "truncated_normal")
-        kernel_init = nn.with_logical_partitioning(normal, (None, "conv_in", "conv_out"))
-        bias_init = nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",))
-        kernel_kIO = self.param("kernel", kernel_init, shape, jnp.float32)
-        bias_O = self.param("bias", bias_init, shape[2:], jnp.float32)
-        x_BTC, kernel_kIO, bias_O = nn.dtypes.promote_dtype(x_BTC, kernel_kIO, bias_O)
+        x_BTC, kernel_kIO, bias_O = parameters_of(self, x_BTC, self.kernel_size, self.features)
         past_BPC = self._remember(x_BTC)
         if self.transpose:
             return causal_conv_transpose(x_BTC, kernel_kIO, self.stride, past_BPC) + bias_O
@@ -178,16 +186,22 @@ class CausalConv(nn.Module):
         return past_BPC
 
 
+def activate(x_BTC: jax.Array, snake: bool, layer: str) -> jax.Array:
+    """The inputs of a layer after ELU, or after the snake that belongs to it, which the calling module declares."""
+    return Snake(name=f"{layer}_snake")(x_BTC) if snake else elu(x_BTC)
+
+
 class ResidualUnit(nn.Module):
-    """x + conv k1(ELU(dilated conv k7(ELU(x)))), at the width of x."""
+    """x + conv k1(ELU(dilated conv k7(ELU(x)))), at the width of x; with `snake`, that in place of ELU."""
 
     dilation: int
+    snake: bool
 
     @nn.compact
     def __call__(self, x_BTC: jax.Array) -> jax.Array:
-        channels = x_BTC.shape[-1]
-        inner_BTC = CausalConv(channels, 7, dilation=self.dilation, name="dilated")(elu(x_BTC))
-        return x_BTC + CausalConv(channels, 1, name="mix")(elu(inner_BTC))
+        dilated = CausalConv(x_BTC.shape[-1], 7, dilation=self.dilation, name="dilated")
+        inner_BTC = dilated(activate(x_BTC, self.snake, "dilated"))
+        return x_BTC + CausalConv(x_BTC.shape[-1], 1, name="mix")(activate(inner_BTC, self.snake, "mix"))
 
 
 class Encoder(nn.Module):
@@ -207,9 +221,10 @@ class Encoder(nn.Module):
         x_BTC = CausalConv(config.channels, 7, name="first")(x_BTC)
         for block, stride in enumerate(config.strides):
             for unit, dilation in enumerate(DILATIONS):
-                x_BTC = ResidualUnit(dilation, name=f"unit_{block}_{unit}")(x_BTC)
-            x_BTC = CausalConv(2 * x_BTC.shape[-1], 2 * stride, stride, name=f"down_{block}")(elu(x_BTC))
-        return CausalConv(config.embed_dim, 3, name="last")(elu(x_BTC))
+                x_BTC = ResidualUnit(dilation, config.snake, name=f"unit_{block}_{unit}")(x_BTC)
+            down = CausalConv(2 * x_BTC.shape[-1], 2 * stride, stride, name=f"down_{block}")
+            x_BTC = down(activate(x_BTC, config.snake, f"down_{block}"))
+        return CausalConv(config.embed_dim, 3, name="last")(activate(x_BTC, config.snake, "last"))
 
 
 class Decoder(nn.Module):
@@ -224,7 +239,7 @@ class Decoder(nn.Module):
         x_BTC = CausalConv(config.channels * 2 ** len(config.strides), 7, name="first")(x_BTD)
         for block, stride in reversed(list(enumerate(config.strides))):
             up = CausalConv(x_BTC.shape[-1] // 2, 2 * stride, stride, transpose=True, name=f"up_{block}")
-            x_BTC = up(elu(x_BTC))
+            x_BTC = up(activate(x_BTC, config.snake, f"up_{block}"))
             for unit, dilation in enumerate(DILATIONS):
-                x_BTC = ResidualUnit(dilation, name=f"unit_{block}_{unit}")(x_BTC)
-        return CausalConv(1, 7, name="last")(elu(x_BTC))[..., 0]
+                x_BTC = ResidualUnit(dilation, config.snake, name=f"unit_{block}_{unit}")(x_BTC)
+        return CausalConv(1, 7, name="last")(activate(x_BTC, config.snake, "last"))[..., 0]

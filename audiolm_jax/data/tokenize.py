@@ -45,6 +45,8 @@ class AcousticTokenizer(Tokenizer, Protocol):
     @property
     def num_quantizers(self) -> int: ...
 
+    def num_frames(self, num_samples: int) -> int: ...
+
 
 class SemanticTokenizer(Tokenizer, Protocol):
     """A semantic tokenizer."""
@@ -177,12 +179,12 @@ def _encode(batch, codec, semantic_tokenizer) -> dict[str, dict[str, Any]]:
         wave_BW[row, : len(wave_W)] = wave_W
     acoustic_BTQ = np.asarray(codec.encode(wave_BW, lengths_B), np.int32)
     semantic_BT = np.asarray(semantic_tokenizer.encode(wave_BW, lengths_B), np.int32)
-    frames = lambda length, rate: math.ceil(length * rate / codec.sample_rate)  # noqa: E731
+    semantic_rate = semantic_tokenizer.frame_rate
     return {
         recording.id: {
             "id": recording.id,
-            "semantic": semantic_BT[row, : frames(length, semantic_tokenizer.frame_rate)],
-            "acoustic": acoustic_BTQ[row, : frames(length, codec.frame_rate)],
+            "semantic": semantic_BT[row, : math.ceil(length * semantic_rate / codec.sample_rate)],
+            "acoustic": acoustic_BTQ[row, : codec.num_frames(length)],
             "num_samples": int(length),
             "speaker": recording.speaker,
             "is_end": recording.is_end,

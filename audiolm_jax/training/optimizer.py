@@ -34,11 +34,11 @@ def make_schedule(optimizer: ml_collections.ConfigDict, num_train_steps: int) ->
 def make_optimizer(optimizer: ml_collections.ConfigDict, num_train_steps: int) -> optax.GradientTransformation:
     """AdamW (Adam where `weight_decay` is 0) or Adafactor with the schedule, after clipping to `clip_norm` (0: none).
 
-    Weight decay leaves parameters named "scale" or "bias" alone.
+    Weight decay leaves parameters named "scale", "bias" or "alpha" alone.
     """
 
     def decayed(params):
-        spared = ("scale", "bias")
+        spared = ("scale", "bias", "alpha")
         return jax.tree_util.tree_map_with_path(
             lambda path, _: not any(getattr(entry, "key", None) in spared for entry in path), params
         )
