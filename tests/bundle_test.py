@@ -1,16 +1,22 @@
 """Parts and bundles: round trips, and everything that does not fit is refused by name."""
 
+import functools
 import json
 import shutil
 
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 import audiolm_jax
 from audiolm_jax import bundle
 from audiolm_jax.errors import UserError
-from audiolm_jax.parts import read_part, write_part
+from audiolm_jax.parts import export, read_part, write_part
+from audiolm_jax.training.checkpoint import Checkpoints
+from audiolm_jax.training.registry import build_objective
+from audiolm_jax.training.sharding import unbox
+from audiolm_jax.training.step import initial_state
 from tests import tiny
 
 ROLES = ("codec", "semantic_tokenizer", *tiny.STAGES)
@@ -31,6 +37,25 @@ def test_export_round_trip(parts, tmp_path):
     again = read_part(tmp_path)
     assert again.fingerprint() == part.fingerprint() and again.settings == part.settings and again.config == part.config
     jax.tree.map(np.testing.assert_array_equal, again.weights, part.weights)
+
+
+def test_an_exported_workdir_is_the_same_codec(tmp_path):
+    config = tiny.config_of("soundstream", ema_decay=0.5, **{"model.snake": True, "model.codebook_dim": 2})
+    state = unbox(jax.jit(functools.partial(initial_state, build_objective(config), 0.5))(jax.random.key(0)))
+    with Checkpoints(epath.Path(tmp_path / "workdir"), 1, 0) as checkpoints:
+        checkpoints.save(1, state, {}, {"config": config.to_dict(), "tokens": None}, None)
+    export(tmp_path / "workdir", tmp_path / "exported")
+    files = {path.name for path in (tmp_path / "exported").iterdir()}
+    assert files == {"config.json", "model.safetensors"}
+    assert read_part(tmp_path / "exported").fingerprint() == read_part(tmp_path / "workdir").fingerprint()
+    trained, exported = (audiolm_jax.load_codec(tmp_path / name) for name in ("workdir", "exported"))
+    wave_BW = np.random.default_rng(0).uniform(-0.3, 0.3, (1, 3333)).astype(np.float32)
+    codes_BTQ = trained.encode(wave_BW)
+    assert len(np.unique(codes_BTQ)) > 2
+    np.testing.assert_array_equal(exported.encode(wave_BW), codes_BTQ)
+    np.testing.assert_array_equal(exported.decode(codes_BTQ), trained.decode(codes_BTQ))
+    with pytest.raises(UserError, match="output already exists"):
+        export(tmp_path / "workdir", tmp_path / "exported")
 
 
 def test_fingerprint_tells_weights_and_architecture_apart(parts):

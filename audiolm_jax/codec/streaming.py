@@ -30,7 +30,7 @@ class ChunkDecoder:
         self._lengths_B = np.zeros(0, np.int64)
         self._received = self._given = 0
 
-    def decode(self, codes_BTQ: np.ndarray, lengths_B: np.ndarray | None = None) -> np.ndarray:
+    def decode(self, codes_BTQ, lengths_B: np.ndarray | None = None) -> np.ndarray:
         """Takes the next frames and gives what is ready.
 
         Args:
@@ -44,12 +44,13 @@ class ChunkDecoder:
         Raises:
           UserError: as `Codec.decode`.
         """
-        if self._codec.config.streams:
-            wave_BW, self._state = self._codec.decode_chunk(codes_BTQ, self._state)
-            return np.asarray(wave_BW)
+        codes_BTQ = np.asarray(codes_BTQ)
         batch, num_frames, _ = codes_BTQ.shape
         if not self._received:
             self._codes_BTQ, self._lengths_B = codes_BTQ[:, :0], np.zeros(batch, np.int64)
+        if self._codec.config.streams:
+            chunk_BW, self._state = self._codec.decode_chunk(codes_BTQ, self._state)
+            return np.asarray(chunk_BW)
         self._codes_BTQ = np.concatenate([self._codes_BTQ, codes_BTQ], axis=1)
         self._lengths_B = self._lengths_B + (num_frames if lengths_B is None else lengths_B)
         self._received += num_frames

@@ -19,7 +19,6 @@ from audiolm_jax.parts import read_part, write_part
 from audiolm_jax.training.registry import build_objective
 from audiolm_jax.training.sharding import unbox
 from tests import tiny
-from tests.windows_test import steady
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -64,6 +63,11 @@ def random_model(size: str):
             for name, parameter in model.named_parameters():
                 if name.endswith("original0"):
                     parameter.mul_(torch.empty_like(parameter).uniform_(0.7, 1.4))
+        # Projections around zero, so that frames choose between all the codes.
+        residual = model.encoder(torch.rand(1, 1, 100 * config.hop_length) - 0.5)
+        for quantizer in model.quantizer.quantizers:
+            quantizer.in_proj.bias.sub_(quantizer.in_proj(residual).mean(dim=(0, 2)))
+            residual = residual - quantizer(residual)[0]
     return model
 
 
@@ -169,17 +173,21 @@ def test_less_than_a_frame_gives_no_frames(pair):
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 17])
-def test_chunks_decode_as_the_whole(pair, chunk):
+def test_chunks_decode_as_the_whole(pair, chunk, monkeypatch):
     """Rows that end early included; samples that the decoder leaves out at the very end are zeros."""
     _, codec = pair
+    decode, decoded = Codec.decode, []
+    noted = lambda codec, codes_BTQ, *rest: decoded.append(codes_BTQ.shape[1]) or decode(codec, codes_BTQ, *rest)
     num_frames, frames_B = 50, np.array([50, 31, 2])
     codes_BTQ = np.random.default_rng(1).integers(tiny.CODES, size=(3, num_frames, codec.num_quantizers))
     decoder, pieces = ChunkDecoder(codec), []
+    monkeypatch.setattr(Codec, "decode", noted)
     for start in range(0, num_frames, chunk):
         codes = codes_BTQ[:, start : start + chunk]
         pieces.append(decoder.decode(codes, np.clip(frames_B - start, 0, codes.shape[1])))
     pieces.append(decoder.finish())
-    # Nothing waits longer than it must.
+    # Nothing waits longer than it must, or is kept longer.
+    assert max(decoded) <= chunk + 2 * codec.config.reach
     assert pieces[-1].shape[1] == min(num_frames, codec.config.reach) * codec.hop_length
     wave_BW = np.concatenate(pieces, axis=1)
     assert wave_BW.shape[1] == num_frames * codec.hop_length
@@ -191,16 +199,17 @@ def test_chunks_decode_as_the_whole(pair, chunk):
 
 def test_reach_is_as_far_as_a_sample_depends_on_frames(pair):
     _, codec = pair
-    reach, middle, hop = codec.config.reach, 30, codec.hop_length
-    x_1TD = np.random.default_rng(2).standard_normal((1, 61, codec.config.embed_dim)).astype(np.float32)
+    reach, hop = codec.config.reach, codec.hop_length
+    middle = reach + 2
+    x_1TD = np.random.default_rng(2).standard_normal((1, 2 * middle, codec.config.embed_dim)).astype(np.float32)
     params = {"params": codec.weights["generator"]["decoder"]}
     weights_W = np.random.default_rng(3).standard_normal(hop)
 
     def weighted(x_1TD):
         return codec.config.decoder.apply(params, x_1TD)[0, middle * hop : (middle + 1) * hop] @ weights_W
 
-    (felt,) = np.nonzero(np.any(np.asarray(jax.grad(weighted)(x_1TD))[0], axis=-1))
-    assert max(middle - felt.min(), felt.max() - middle) == reach < middle
+    (felt,) = np.nonzero(np.any(np.asarray(jax.jit(jax.grad(weighted))(x_1TD))[0], axis=-1))
+    assert max(middle - felt.min(), felt.max() - middle) == reach
 
 
 @pytest.fixture(scope="module")
@@ -218,26 +227,23 @@ def test_a_bundle_on_it_works_from_end_to_end(part, tmp_path):
     assert len(records) > 1
     for record in (records[index] for index in range(len(records))):
         assert len(record["acoustic"]) == model.codec.num_frames(int(record["num_samples"]))
-        for name in tiny.STAGES:
+        for name in ("coarse", "fine"):
             stage = stage_from_config(read_part(parts / name).config)
             example = transforms.example(record, stage, np.random.default_rng(0))
             assert example["decoder_loss_weights"].sum() > 40
-    # Two prompts of different length, longer than every crop, and each row is what its codes alone sound like.
+    # Two prompts of different length, longer than the crops, and each row is what its codes alone sound like.
     wave_BW, lengths_B = waves(2, 17_000), np.array([17_000, 12_345])
-    out = model.generate(wave_BW, seconds=4.1, lengths_B=lengths_B, ignore_end=True)
-    np.testing.assert_array_equal(out.lengths_B, lengths_B + round(4.1 * 16_000))
-    for wave_W, codes_TQ, length in zip(out.wave_BW, out.acoustic_BTQ, out.lengths_B, strict=True):
-        alone_W = np.asarray(model.codec.decode(codes_TQ[None, codes_TQ[:, 0] >= 0]))[0, :length]
+    windows = model.stream(wave_BW, seconds=2.5, lengths_B=lengths_B, ignore_end=True)
+    first, *rest = windows
+    assert len(rest) > 2 and max(block.wave_BW.shape[1] for block in rest) <= 16_000
+    # One second of the longer prompt, but for what must wait.
+    assert first.wave_BW.shape[1] == (50 - model.codec.config.reach) * 320
+    np.testing.assert_array_equal(windows.lengths_B, lengths_B + round(2.5 * 16_000))
+    written_BW = np.concatenate([block.wave_BW for block in (first, *rest)], axis=1)
+    for wave_W, row, length in zip(written_BW, windows.rows, windows.lengths_B, strict=True):
+        alone_W = np.asarray(model.codec.decode(row.acoustic[None]))[0, :length]
         np.testing.assert_allclose(wave_W[: len(alone_W)], alone_W, atol=1e-5)
         assert np.std(alone_W) > 0.1 and not wave_W[len(alone_W) :].any() and length - len(alone_W) <= 8
-    blocks = list(model.stream(wave_BW, seconds=4.1, lengths_B=lengths_B, ignore_end=True))
-    assert len(blocks) > 4 and max(block.wave_BW.shape[1] for block in blocks) <= 16_000
-    np.testing.assert_array_equal(np.concatenate([block.wave_BW for block in blocks], axis=1), out.wave_BW)
-    # The prompt leaves, but for what must wait, before anything is sampled.
-    assert blocks[0].wave_BW.shape[1] == (50 - model.codec.config.reach) * 320
-    arrays_10, host_10, _ = steady(model, 10)
-    arrays_20, host_20, compiled = steady(model, 20)
-    assert compiled == 0 and arrays_20 == arrays_10 and host_20 - host_10 < 0.1 * 10 * 16_000 * 4
 
 
 def test_it_is_a_part_that_training_starts_from(part, tmp_path):
