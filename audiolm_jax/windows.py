@@ -109,7 +109,7 @@ class Clock:
 class Windows(Iterator[Block]):
     """Generation of some rows: everything from the first sample to the last, in blocks of `BLOCK_SECONDS`.
 
-    The last block may be shorter.
+    The last block may be shorter, and so is the first of a codec that looks ahead.
 
     Attributes:
       codec: decodes what is finished.
