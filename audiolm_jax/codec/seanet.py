@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from audiolm_jax.codec.soundstream import STREAM, remember
+from audiolm_jax.codec.soundstream import remember
 from audiolm_jax.errors import UserError
 
 PAD_MODES = ("constant", "replicate", "reflect")
@@ -96,7 +96,7 @@ def extended(
         around_B = jnp.maximum(left, right + -lengths_B % stride)
         values_BPC = mirrored(x_BTC, lengths_B, positions_BP, around_B, mode)
         x_BTC = jnp.pad(x_BTC, ((0, 0), (0, most), (0, 0)))
-        x_BTC = jax.vmap(lambda x_TC, values_PC, at: jax.lax.dynamic_update_slice(x_TC, values_PC, (at, 0)))(
+        x_BTC = jax.vmap(lambda x_TC, values_PC, at: jax.lax.dynamic_update_slice(x_TC, values_PC, (at, 0 * at)))(
             x_BTC, values_BPC, lengths_B
         )
     return jnp.concatenate([left_BPC, x_BTC[:, : size + -size % stride + right]], axis=1)
@@ -201,12 +201,8 @@ class Conv(nn.Module):
         positions_BP = jnp.broadcast_to(jnp.arange(-left, 0), (x_BTC.shape[0], left))
         around_B = jnp.maximum(left, right + -lengths_B % self.stride)
         padding_BPC = mirrored(x_BTC, lengths_B, positions_BP, around_B, mode)
-        past_BPC = remember(self, x_BTC, left)
-        if past_BPC is None:
-            return padding_BPC
-        begun = self.get_variable(STREAM, "begun", jnp.zeros((), bool))
-        self.put_variable(STREAM, "begun", jnp.ones((), bool))
-        return jnp.where(begun, past_BPC, padding_BPC)
+        past_BPC = remember(self, x_BTC, left, first_BPC=padding_BPC)
+        return padding_BPC if past_BPC is None else past_BPC
 
 
 class ConvTranspose(nn.Module):

@@ -169,7 +169,9 @@ class CausalConv(nn.Module):
         return causal_conv(x_BTC, kernel_kIO, self.stride, self.dilation, past_BPC) + bias_O
 
 
-def remember(module: nn.Module, x_BTC: jax.Array, size: int, name: str = "past") -> jax.Array | None:
+def remember(
+    module: nn.Module, x_BTC: jax.Array, size: int, name: str = "past", first_BPC: jax.Array | None = None
+) -> jax.Array | None:
     """The `size` inputs before these, kept from the call before, while these are kept for the next.
 
     Args:
@@ -177,14 +179,19 @@ def remember(module: nn.Module, x_BTC: jax.Array, size: int, name: str = "past")
       x_BTC: this call's inputs.
       size: how many are needed.
       name: under which they are kept.
+      first_BPC: what comes before a stream; zeros by default.
 
     Returns:
-      [B, size, C], zeros at the beginning; None where the collection `STREAM` is not mutable: nothing streams.
+      [B, size, C]; None where the collection `STREAM` is not mutable: nothing streams.
     """
     if module.is_initializing() or not module.is_mutable_collection(STREAM):
         return None
     batch, frames, *channels = x_BTC.shape
     past_BPC = module.get_variable(STREAM, name, jnp.zeros((batch, size, *channels), x_BTC.dtype))
+    if first_BPC is not None:
+        begun = module.get_variable(STREAM, "begun", jnp.zeros((), bool))
+        module.put_variable(STREAM, "begun", jnp.ones((), bool))
+        past_BPC = jnp.where(begun, past_BPC, first_BPC)
     module.put_variable(STREAM, name, jnp.concatenate([past_BPC, x_BTC], axis=1)[:, frames:])
     return past_BPC
 

@@ -48,6 +48,7 @@ DEFAULTS = {
     "rope_parameters": None,
     "rope_theta": 10_000.0,
     "frame_rate": None,
+    "_frame_rate": None,
     "sliding_window": 250,
     "attention_bias": False,
 }
@@ -98,7 +99,9 @@ def _model(config: Mapping[str, Any], source: str | os.PathLike[str]) -> MimiCon
         raise UserError(f"rotary positions of type {rope['rope_type']}", source, "only default ones can be converted")
     hop = math.prod(config["upsampling_ratios"])
     inner_rate = math.ceil(config["sampling_rate"] / hop)
-    frame_stride = int(inner_rate / (config["frame_rate"] or config["sampling_rate"] / (2 * hop)))
+    # Published with one name, saved anew with the other; where it is missing, the rate is halved.
+    frame_rate = config["frame_rate"] or config["_frame_rate"] or config["sampling_rate"] / (2 * hop)
+    frame_stride = int(inner_rate / frame_rate)
     if frame_stride < 2:
         raise UserError("frames are as many as the Transformer's", source, "a Mimi halves their rate: mend config.json")
     width, codebook_dim = config["vector_quantization_hidden_dimension"], config["codebook_dim"]
