@@ -37,6 +37,11 @@ class EncodecConfig(seanet.SeanetConfig):
         frames holds too few, and so on at each layer; and the normalised variant looks at the whole recording."""
         return False
 
+    @property
+    def reach(self) -> None:
+        """A decoded sample depends on all frames: on those before it by the LSTM."""
+        return None
+
     def num_frames(self, num_samples):
         """Frames of so many samples (an integer or an array of them)."""
         return -(-num_samples // self.hop_length)

@@ -101,6 +101,11 @@ class MimiConfig(seanet.SeanetConfig):
         """Whether encoder and decoder take a recording chunk by chunk: not where a frame looks ahead."""
         return self.causal and self.pad_mode != "reflect" and self.trim_right_ratio == 1.0
 
+    @property
+    def reach(self) -> None:
+        """A decoded sample depends on all frames: each layer of the Transformer sees a window before the last one's."""
+        return None
+
     def num_frames(self, num_samples):
         """Frames of so many samples (an integer or an array of them)."""
         return -(-num_samples // self.hop_length)

@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from audiolm_jax.codec.convolution import elu
 from audiolm_jax.codec.soundstream import remember
 from audiolm_jax.errors import UserError
 
@@ -319,8 +320,8 @@ class ResidualUnit(nn.Module):
         dilated = Conv(
             config, width // config.compress, config.residual_kernel_size, dilation=self.dilation, name="dilated"
         )
-        inner_BTC = dilated(nn.elu(x_BTC), lengths_B)
-        inner_BTC = Conv(config, width, 1, name="mix")(nn.elu(inner_BTC), lengths_B)
+        inner_BTC = dilated(elu(x_BTC), lengths_B)
+        inner_BTC = Conv(config, width, 1, name="mix")(elu(inner_BTC), lengths_B)
         if config.conv_shortcut:
             x_BTC = Conv(config, width, 1, name="shortcut")(x_BTC, lengths_B)
         return x_BTC + inner_BTC
@@ -346,11 +347,11 @@ class Encoder(nn.Module):
                     x_BTC, lengths_B
                 )
             down = Conv(config, 2 * x_BTC.shape[-1], 2 * stride, stride, name=f"down_{block}")
-            x_BTC = down(nn.elu(x_BTC), lengths_B)
+            x_BTC = down(elu(x_BTC), lengths_B)
             lengths_B = -(-lengths_B // stride)
         if config.num_lstm_layers:
             x_BTC = Lstm(config.num_lstm_layers, name="lstm")(x_BTC)
-        return Conv(config, config.embed_dim, config.last_kernel_size, name="last")(nn.elu(x_BTC), lengths_B)
+        return Conv(config, config.embed_dim, config.last_kernel_size, name="last")(elu(x_BTC), lengths_B)
 
 
 class Decoder(nn.Module):
@@ -371,13 +372,13 @@ class Decoder(nn.Module):
             x_BTC = Lstm(config.num_lstm_layers, name="lstm")(x_BTC)
         for block, stride in reversed(list(enumerate(config.strides))):
             up = ConvTranspose(config, x_BTC.shape[-1] // 2, stride, name=f"up_{block}")
-            x_BTC = up(nn.elu(x_BTC), lengths_B)
+            x_BTC = up(elu(x_BTC), lengths_B)
             lengths_B = lengths_B * stride
             for unit in range(config.num_residual_layers):
                 x_BTC = ResidualUnit(config, config.dilation_growth**unit, name=f"unit_{block}_{unit}")(
                     x_BTC, lengths_B
                 )
-        wave_BWC = Conv(config, config.audio_channels, config.last_kernel_size, name="last")(nn.elu(x_BTC), lengths_B)
+        wave_BWC = Conv(config, config.audio_channels, config.last_kernel_size, name="last")(elu(x_BTC), lengths_B)
         return wave_BWC[..., 0] if config.audio_channels == 1 else wave_BWC
 
 

@@ -87,18 +87,17 @@ def convolution(tensors: Tensors, name: str, shapes: Any, transpose: bool = Fals
 
 
 def _layers(tensors: Tensors, prefix: str, order: list[str | None], shapes: Any) -> Weights:
-    weights = {}
+    weights: Weights = {}
     for index, layer in enumerate(order):
-        name = f"{prefix}.layers.{index}"
-        match layer and layer.split("_")[0]:
-            case None:
-                continue
-            case "unit":
-                weights[layer] = _residual_unit(tensors, name, shapes[layer])
-            case "lstm":
-                weights[layer] = _lstm(tensors, name, shapes[layer])
-            case kind:
-                weights[layer] = convolution(tensors, name, shapes[layer], transpose=kind == "up")
+        if layer is None:
+            continue
+        name, kind = f"{prefix}.layers.{index}", layer.split("_")[0]
+        if kind == "unit":
+            weights[layer] = _residual_unit(tensors, name, shapes[layer])
+        elif kind == "lstm":
+            weights[layer] = _lstm(tensors, name, shapes[layer])
+        else:
+            weights[layer] = convolution(tensors, name, shapes[layer], transpose=kind == "up")
     return weights
 
 
