@@ -325,6 +325,14 @@ def _add_codec(command):
     added.add_argument("--codec", required=True, metavar="DIR", help="the codec that encoded")
     added.add_argument("--input", required=True, metavar="NPZ", help="codes")
     added.add_argument("--output", required=True, metavar="WAV", help="file to write")
+    added = command(
+        "convert",
+        _convert,
+        "A public codec (EnCodec 24 kHz, DAC, Mimi) to a codec of ours.",
+        "From the folder of a Hugging Face model; what it makes is a --codec, or an init_from to train on.",
+    )
+    added.add_argument("--source", required=True, metavar="DIR", help="config.json and model.safetensors")
+    added.add_argument("--output", required=True, metavar="DIR", help="new folder of the codec")
 
 
 def _encode(options, _):
@@ -337,6 +345,12 @@ def _decode(options, _):
     from audiolm_jax import commands
 
     commands.decode(options.codec, options.input, options.output)
+
+
+def _convert(options, _):
+    from audiolm_jax.interop.convert import convert
+
+    convert(options.source, options.output)
 
 
 def _add_bundle(command):

@@ -3,13 +3,15 @@
 Shape suffixes: B batch, W waveform samples, T frames, D embedding, Q levels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
 
 from audiolm_jax.codec.dac import DacConfig
+from audiolm_jax.codec.encodec import EncodecConfig
+from audiolm_jax.codec.mimi import MimiConfig
 from audiolm_jax.codec.soundstream import SoundStreamConfig
 from audiolm_jax.errors import UserError
 
@@ -62,6 +64,14 @@ class Architecture(Protocol):
         """Samples that so many frames are decoded to."""
 
 
+ARCHITECTURES: Mapping[str, Callable[..., Architecture]] = {
+    "soundstream": SoundStreamConfig,
+    "dac": DacConfig,
+    "encodec": EncodecConfig,
+    "mimi": MimiConfig,
+}
+
+
 def build_architecture(model: Mapping[str, Any]) -> Architecture:
     """The networks that a config's `model` describes: of the kind `architecture`, by default SoundStream.
 
@@ -72,16 +82,11 @@ def build_architecture(model: Mapping[str, Any]) -> Architecture:
         name: tuple(value) if isinstance(value, list) else value for name, value in dict(model).items()
     }
     kind = fields.pop("architecture", "soundstream")
-    build: Any
-    match kind:
-        case "soundstream":
-            build = SoundStreamConfig
-        case "dac":
-            build = DacConfig
-        case other:
-            raise UserError("unknown architecture", f"config.model.architecture={other}", "use soundstream or dac")
+    if kind not in ARCHITECTURES:
+        hint = f"use one of {', '.join(ARCHITECTURES)}"
+        raise UserError("unknown architecture", f"config.model.architecture={kind}", hint)
     try:
-        return build(**fields)
+        return ARCHITECTURES[kind](**fields)
     except TypeError as error:
         raise UserError(f"fields of another architecture ({error})", "config.model", f"give those of {kind}") from error
 

@@ -170,20 +170,38 @@ class CausalConv(nn.Module):
     @nn.compact
     def __call__(self, x_BTC: jax.Array) -> jax.Array:
         x_BTC, kernel_kIO, bias_O = parameters_of(self, x_BTC, self.kernel_size, self.features)
-        past_BPC = self._remember(x_BTC)
+        size = 1 if self.transpose else past_length(self.kernel_size, self.stride, self.dilation)
+        past_BPC = remember(self, x_BTC, size)
         if self.transpose:
             return causal_conv_transpose(x_BTC, kernel_kIO, self.stride, past_BPC) + bias_O
         return causal_conv(x_BTC, kernel_kIO, self.stride, self.dilation, past_BPC) + bias_O
 
-    def _remember(self, x_BTC: jax.Array) -> jax.Array | None:
-        """The inputs before these that count, kept from the call before, while these are kept for the next."""
-        if self.is_initializing() or not self.is_mutable_collection(STREAM):
-            return None
-        batch, frames, channels = x_BTC.shape
-        size = 1 if self.transpose else past_length(self.kernel_size, self.stride, self.dilation)
-        past_BPC = self.get_variable(STREAM, "past", jnp.zeros((batch, size, channels), x_BTC.dtype))
-        self.put_variable(STREAM, "past", jnp.concatenate([past_BPC, x_BTC], axis=1)[:, frames:])
-        return past_BPC
+
+def remember(
+    module: nn.Module, x_BTC: jax.Array, size: int, name: str = "past", first_BPC: jax.Array | None = None
+) -> jax.Array | None:
+    """The `size` inputs before these, kept from the call before, while these are kept for the next.
+
+    Args:
+      module: whose inputs they are.
+      x_BTC: this call's inputs.
+      size: how many are needed.
+      name: under which they are kept.
+      first_BPC: what comes before a stream; zeros by default.
+
+    Returns:
+      [B, size, C]; None where the collection `STREAM` is not mutable: nothing streams.
+    """
+    if module.is_initializing() or not module.is_mutable_collection(STREAM):
+        return None
+    batch, frames, *channels = x_BTC.shape
+    past_BPC = module.get_variable(STREAM, name, jnp.zeros((batch, size, *channels), x_BTC.dtype))
+    if first_BPC is not None:
+        begun = module.get_variable(STREAM, "begun", jnp.zeros((), bool))
+        module.put_variable(STREAM, "begun", jnp.ones((), bool))
+        past_BPC = jnp.where(begun, past_BPC, first_BPC)
+    module.put_variable(STREAM, name, jnp.concatenate([past_BPC, x_BTC], axis=1)[:, frames:])
+    return past_BPC
 
 
 def activate(x_BTC: jax.Array, snake: bool, layer: str) -> jax.Array:

@@ -8,13 +8,19 @@ import os
 import pathlib
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from audiolm_jax.errors import UserError
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+# What weights come in; whole numbers are counters, which nobody takes.
+DTYPES = {
+    **{"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "BOOL": np.bool_},
+    **{f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
+}
 
 
 def read_config(source: str | os.PathLike[str]) -> dict[str, Any]:
@@ -54,9 +60,14 @@ class Tensors:
         self._arrays: dict[str, np.ndarray] = {}
         for path in self._files():
             try:
-                self._arrays.update(safetensors.numpy.load(path.read_bytes()))
+                entries = safetensors.deserialize(path.read_bytes())
             except (OSError, safetensors.SafetensorError) as error:
                 raise UserError(f"weights are damaged ({error})", path, "download or save the model anew") from error
+            for name, entry in entries:
+                if entry["dtype"] not in DTYPES:
+                    hint = f"save the model in one of {', '.join(DTYPES)}"
+                    raise UserError(f"tensor {name} is of type {entry['dtype']}", path, hint)
+                self._arrays[name] = np.frombuffer(entry["data"], DTYPES[entry["dtype"]]).reshape(entry["shape"])
 
     def _files(self) -> list[pathlib.Path]:
         if (self._source / INDEX_FILE).is_file():

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from audiolm_jax.lm.attention import relative_position_bias, rotate
+from audiolm_jax.lm.attention import relative_position_bias
 from audiolm_jax.lm.sampling import Sampling, sample
 from audiolm_jax.lm.stages import BOS, Stage
 from audiolm_jax.lm.transformer import TransformerConfig, condition_lengths
@@ -42,6 +42,7 @@ from audiolm_jax.lm.weights import (
     product,
     sharded_weights,
 )
+from audiolm_jax.rotary import rotate
 
 Cache = list[dict[str, jax.Array]]
 

@@ -19,6 +19,7 @@ from audiolm_jax.lm import attention
 from audiolm_jax.lm.self_attention import self_attention
 from audiolm_jax.lm.stages import SEP
 from audiolm_jax.partitioning import gathered
+from audiolm_jax.rotary import rotate
 
 # Segments [B, T] and prefix lengths [B].
 Visible = tuple[jax.Array | None, jax.Array | None]
@@ -130,7 +131,7 @@ class Attention(nn.Module):
         v_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, _weight(self, "value", inner, axes, scale))
         if config.position == "rotary":
             position_T = jnp.arange(x_BTD.shape[1])
-            q_BTNH, k_BTNH = attention.rotate(q_BTNH, position_T), attention.rotate(k_BTNH, position_T)
+            q_BTNH, k_BTNH = rotate(q_BTNH, position_T), rotate(k_BTNH, position_T)
         # When parameters are made, there is a single row: nothing to share.
         attend = attention.causal_attention
         if not self.is_initializing():

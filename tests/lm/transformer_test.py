@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from audiolm_jax.lm.attention import relative_position_bucket, rotate
+from audiolm_jax.lm.attention import relative_position_bucket
 from audiolm_jax.lm.stages import NUM_SPECIAL, SEP
 from audiolm_jax.lm.transformer import Block, RMSNorm, Transformer, TransformerConfig
+from audiolm_jax.rotary import rotate
 
 CONFIG = TransformerConfig(
     vocab_size=128, num_layers=3, num_heads=4, embed_dim=32, mlp_dim=48, num_buckets=8, max_distance=20

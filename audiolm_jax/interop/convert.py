@@ -1,0 +1,47 @@
+"""Hugging Face models as parts of ours: one module of this package for each family, named as its `model_type`."""
+
+import importlib
+import json
+import os
+import pathlib
+
+from etils import epath
+
+from audiolm_jax import files
+from audiolm_jax.errors import UserError
+from audiolm_jax.interop.huggingface import read_config
+from audiolm_jax.parts import export, write_part
+from audiolm_jax.training.checkpoint import find_checkpoint
+
+FAMILIES = ("dac", "encodec", "mimi")
+
+
+def convert(source: str | os.PathLike[str], output: str | os.PathLike[str]):
+    """Writes a model to a new folder, as a part that every command takes: safetensors with a JSON config.
+
+    Args:
+      source: folder of a Hugging Face model, or of a part of ours, such as a training run.
+      output: the new folder.
+
+    Raises:
+      UserError: an output that exists, a source that is no such folder, of an unknown family, or damaged.
+    """
+    files.refuse_existing(output)
+    if _is_ours(source):
+        export(source, output)
+        return
+    family = read_config(source)["model_type"]
+    if family not in FAMILIES:
+        raise UserError(f"unknown model_type {family}", source, f"these can be converted: {', '.join(FAMILIES)}")
+    part = importlib.import_module(f"audiolm_jax.interop.{family}").part_from_huggingface(source)
+    with files.new_folder(output) as scratch:
+        write_part(scratch, part)
+
+
+def _is_ours(source: str | os.PathLike[str]) -> bool:
+    """Whether it is a training run, a checkpoint or an exported part."""
+    try:
+        description = json.loads((pathlib.Path(source) / "config.json").read_text())
+    except (OSError, ValueError):
+        return find_checkpoint(epath.Path(source)) is not None
+    return isinstance(description, dict) and not {"format_version", "objective"}.isdisjoint(description)
