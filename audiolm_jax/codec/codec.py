@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -119,13 +119,34 @@ class Codec:
           float32 [B, T · hop], and the state for the next call.
 
         Raises:
-          UserError: as `decode`.
+          UserError: as `decode`, or a codec that does not stream.
         """
         codes_BTQ = self._checked_codes(codes_BTQ)
+        return self._step(_decode_chunk, codes_BTQ, state)
+
+    def encode_chunk(self, wave_BW, state: Any = None) -> tuple[jax.Array, Any]:
+        """Codes of the next samples of a stream: chunk by chunk what `encode` makes of all of them.
+
+        Args:
+          wave_BW: the next samples, a multiple of the hop; the stream ends with a chunk of another length.
+          state: as the call before returned it; None begins a stream.
+
+        Returns:
+          int32 [B, T, Q] of all levels, and the state for the next call.
+
+        Raises:
+          UserError: not a finite float [B, W], or a codec that does not stream.
+        """
+        return self._step(_encode_chunk, _checked_waveform(wave_BW), state)
+
+    def _step(self, step: Callable, chunk: np.ndarray, state: Any) -> tuple[jax.Array, Any]:
+        """One chunk of a stream; where it begins, the state is all zeros."""
+        if not self.config.streams:
+            raise UserError("this codec does not take chunks", type(self.config).__name__, "give whole recordings")
         if state is None:
-            shapes = jax.eval_shape(functools.partial(_decode_chunk, self.config), self.weights, codes_BTQ, {})[1]
+            shapes = jax.eval_shape(functools.partial(step, self.config), self.weights, chunk, {})[1]
             state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        return _decode_chunk(self.config, self.weights, codes_BTQ, state)
+        return step(self.config, self.weights, chunk, state)
 
     def _checked_codes(self, codes_BTQ) -> np.ndarray:
         codes_BTQ = np.asarray(codes_BTQ)
@@ -158,6 +179,14 @@ def _decode_chunk(config: Architecture, weights: Weights, codes_BTQ: jax.Array, 
     variables = {"params": weights["generator"]["decoder"], STREAM: state}
     wave_BW, variables = config.decoder.apply(variables, x_BTD, mutable=[STREAM])
     return wave_BW, variables[STREAM]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode_chunk(config: Architecture, weights: Weights, wave_BW: jax.Array, state: Any) -> tuple[jax.Array, Any]:
+    variables = {"params": weights["generator"]["encoder"], STREAM: state}
+    x_BTD, variables = config.encoder.apply(variables, wave_BW, mutable=[STREAM])
+    parameters = weights["generator"].get("quantizer", {})
+    return config.quantizer.encode(parameters, weights["codebooks"], x_BTD), variables[STREAM]
 
 
 def _checked_waveform(wave_BW) -> np.ndarray:

@@ -162,20 +162,31 @@ class CausalConv(nn.Module):
         kernel_kIO = self.param("kernel", kernel_init, shape, jnp.float32)
         bias_O = self.param("bias", bias_init, shape[2:], jnp.float32)
         x_BTC, kernel_kIO, bias_O = nn.dtypes.promote_dtype(x_BTC, kernel_kIO, bias_O)
-        past_BPC = self._remember(x_BTC)
+        size = 1 if self.transpose else past_length(self.kernel_size, self.stride, self.dilation)
+        past_BPC = remember(self, x_BTC, size)
         if self.transpose:
             return causal_conv_transpose(x_BTC, kernel_kIO, self.stride, past_BPC) + bias_O
         return causal_conv(x_BTC, kernel_kIO, self.stride, self.dilation, past_BPC) + bias_O
 
-    def _remember(self, x_BTC: jax.Array) -> jax.Array | None:
-        """The inputs before these that count, kept from the call before, while these are kept for the next."""
-        if self.is_initializing() or not self.is_mutable_collection(STREAM):
-            return None
-        batch, frames, channels = x_BTC.shape
-        size = 1 if self.transpose else past_length(self.kernel_size, self.stride, self.dilation)
-        past_BPC = self.get_variable(STREAM, "past", jnp.zeros((batch, size, channels), x_BTC.dtype))
-        self.put_variable(STREAM, "past", jnp.concatenate([past_BPC, x_BTC], axis=1)[:, frames:])
-        return past_BPC
+
+def remember(module: nn.Module, x_BTC: jax.Array, size: int, name: str = "past") -> jax.Array | None:
+    """The `size` inputs before these, kept from the call before, while these are kept for the next.
+
+    Args:
+      module: whose inputs they are.
+      x_BTC: this call's inputs.
+      size: how many are needed.
+      name: under which they are kept.
+
+    Returns:
+      [B, size, C], zeros at the beginning; None where the collection `STREAM` is not mutable: nothing streams.
+    """
+    if module.is_initializing() or not module.is_mutable_collection(STREAM):
+        return None
+    batch, frames, *channels = x_BTC.shape
+    past_BPC = module.get_variable(STREAM, name, jnp.zeros((batch, size, *channels), x_BTC.dtype))
+    module.put_variable(STREAM, name, jnp.concatenate([past_BPC, x_BTC], axis=1)[:, frames:])
+    return past_BPC
 
 
 class ResidualUnit(nn.Module):

@@ -68,6 +68,16 @@ def test_chunks_decode_as_the_whole(codec, chunk):
     np.testing.assert_allclose(np.concatenate(pieces, axis=1), codec.decode(codes_BTQ), atol=1e-5)
 
 
+@pytest.mark.parametrize("hops", [1, 3, 17])
+def test_encoding_chunk_by_chunk_is_encoding_all(codec, hops):
+    wave_BW = waves(2, 333)
+    state, pieces = None, []
+    for start in range(0, 333, 10 * hops):  # The last chunk ends within a frame.
+        codes_BTQ, state = codec.encode_chunk(wave_BW[:, start : start + 10 * hops], state)
+        pieces.append(codes_BTQ)
+    np.testing.assert_array_equal(np.concatenate(pieces, axis=1), codec.encode(wave_BW))
+
+
 def test_a_row_of_a_ragged_batch_is_that_recording_alone(codec):
     wave_BW, lengths_B = waves(3, 333), np.array([333, 104, 7])
     codes_BTQ = codec.encode(wave_BW, lengths_B)
