@@ -316,27 +316,38 @@ def _tokenize(options, _):
 
 
 def _add_codec(command):
-    added = command("encode", _encode, "A recording to codec tokens (NPZ: codes [T, Q], sample_rate, num_samples).")
+    added = command(
+        "encode",
+        _encode,
+        "A recording to codec tokens (NPZ: codes [T, Q], sample_rate, num_samples, fingerprint).",
+        "Reads any rate and channel count. A codec that streams takes a long recording block by block: an hour needs\n"
+        "no more memory than a minute.",
+    )
     added.add_argument("--codec", required=True, metavar="DIR", help="SoundStream: workdir, checkpoint or export")
     added.add_argument("--input", required=True, metavar="WAV", help="recording")
     added.add_argument("--output", required=True, metavar="NPZ", help="file to write")
     added.add_argument("--num_quantizers", type=int, metavar="n", help="levels to keep (default: all)")
-    added = command("decode", _decode, "Codec tokens (NPZ of `encode`) back to a 16-bit WAV.")
+    added = command(
+        "decode",
+        _decode,
+        "Codec tokens (NPZ of `encode`) back to a 16-bit WAV.",
+        "Block by block, as `encode`; the WAV has as many samples as were encoded.",
+    )
     added.add_argument("--codec", required=True, metavar="DIR", help="the codec that encoded")
     added.add_argument("--input", required=True, metavar="NPZ", help="codes")
     added.add_argument("--output", required=True, metavar="WAV", help="file to write")
 
 
 def _encode(options, _):
-    from audiolm_jax import commands
+    from audiolm_jax import transcode
 
-    commands.encode(options.codec, options.input, options.output, options.num_quantizers)
+    transcode.encode(options.codec, options.input, options.output, options.num_quantizers)
 
 
 def _decode(options, _):
-    from audiolm_jax import commands
+    from audiolm_jax import transcode
 
-    commands.decode(options.codec, options.input, options.output)
+    transcode.decode(options.codec, options.input, options.output)
 
 
 def _add_bundle(command):
