@@ -15,7 +15,7 @@ from audiolm_jax import cli
 from tests import tiny
 from tests.audio_test import bad_files
 
-COMMANDS = ("quickstart", "train", "fit-kmeans", "tokenize", "encode", "decode", "bundle", "generate")
+COMMANDS = ("quickstart", "train", "fit-kmeans", "tokenize", "encode", "decode", "bundle", "generate", "evaluate")
 
 
 @pytest.fixture(scope="module")
