@@ -158,8 +158,8 @@ def test_a_bad_block_leaves_nothing(capsys, folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_an_hour_needs_no_more_memory_than_a_minute(folder, tmp_path):
-    block_W = (0.2 * np.sin(2 * np.pi * 220 * np.arange(22_050 * 60) / 22_050) + 0.1 * noise(22_050 * 60)) * 32_768
+def test_a_long_recording_needs_no_more_memory_than_a_short_one(folder, tmp_path):
+    minute_W = (0.2 * np.sin(2 * np.pi * 220 * np.arange(22_050 * 60) / 22_050) + 0.1 * noise(22_050 * 60)) * 32_768
 
     def peak_mib(*arguments):
         process = subprocess.Popen([sys.executable, "-m", "audiolm_jax", *arguments], stderr=subprocess.DEVNULL)
@@ -168,14 +168,14 @@ def test_an_hour_needs_no_more_memory_than_a_minute(folder, tmp_path):
         return usage.ru_maxrss / 1024
 
     peaks = {}
-    for minutes in (1, 60):
+    for minutes in (1, 15):
         wav, npz, back = (tmp_path / f"{minutes}{end}" for end in (".wav", ".npz", "-back.wav"))
         with soundfile.SoundFile(wav, "w", 22_050, 1, "PCM_16") as sound:
             for _ in range(minutes):
-                sound.write(block_W.astype(np.int16))
+                sound.write(minute_W.astype(np.int16))
         peaks["encode", minutes] = peak_mib("encode", f"--codec={folder}", f"--input={wav}", f"--output={npz}")
         peaks["decode", minutes] = peak_mib("decode", f"--codec={folder}", f"--input={npz}", f"--output={back}")
         assert soundfile.info(back).frames == minutes * 60 * 16_000
-    # An hour's samples alone are 220 MiB, its codes 2.
+    # The samples of fourteen minutes more are 51 MiB, at the rate of the file 71, and a layer of the encoder 103.
     for command in ("encode", "decode"):
-        assert peaks[command, 60] < peaks[command, 1] + 40, peaks
+        assert peaks[command, 15] < peaks[command, 1] + 25, peaks
