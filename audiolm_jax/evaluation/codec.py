@@ -204,8 +204,9 @@ def _page(
     introduction = (
         f"{request.codec} on {len(measured)} recordings of {request.data}: one model, any number of its levels, beside "
         f"Opus on the same recordings at {codec.sample_rate} Hz. Means over recordings with 95 % bootstrap intervals; "
-        f"recordings longer than {PIECE_SECONDS:g} s are judged in equal pieces no longer than that. " + _listed(notes)
+        f"recordings longer than {PIECE_SECONDS:g} s are judged in equal pieces no longer than that."
     )
+    introduction = " ".join([introduction, *(f"{note}." for note in notes)])
     return render(
         "Codec: rate and quality",
         introduction,
@@ -213,10 +214,6 @@ def _page(
         [_rate_plot(systems, metrics, name, judge) for name, judge in panel.items()],
         [Group(name, "", _clips(one, codec)) for name, one in measured.items() if one.clips],
     )
-
-
-def _listed(notes: Sequence[str]) -> str:
-    return " ".join(f"{note}." for note in notes)
 
 
 def _shown(found: Estimate | None, digits: int = 3) -> str:
