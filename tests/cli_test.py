@@ -15,7 +15,9 @@ from audiolm_jax import cli
 from tests import tiny
 from tests.audio_test import bad_files
 
-COMMANDS = ("quickstart", "train", "fit-kmeans", "tokenize", "encode", "decode", "convert", "bundle", "generate")
+COMMANDS = (
+    "quickstart", "train", "fit-kmeans", "tokenize", "encode", "decode", "convert", "bundle", "generate", "evaluate",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

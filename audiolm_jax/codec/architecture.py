@@ -109,8 +109,17 @@ def encode(
     return architecture.quantizer.encode(parameters, weights["codebooks"], x_BTD, num_quantizers)
 
 
+def vectors(architecture: Architecture, weights: Weights, codes_BTQ: jax.Array) -> jax.Array:
+    """Frame vectors [B, T, D] of codes, of as many levels as they have."""
+    parameters = weights["generator"].get("quantizer", {})
+    return architecture.quantizer.decode(parameters, weights["codebooks"], codes_BTQ)
+
+
+def synthesize(architecture: Architecture, weights: Weights, x_BTD: jax.Array, lengths_B: jax.Array) -> jax.Array:
+    """Waveforms [B, W] of frame vectors, of which each row has so many."""
+    return architecture.decoder.apply({"params": weights["generator"]["decoder"]}, x_BTD, lengths_B)
+
+
 def decode(architecture: Architecture, weights: Weights, codes_BTQ: jax.Array, lengths_B: jax.Array) -> jax.Array:
     """Waveforms [B, W] of codes, of which each row has so many frames."""
-    parameters = weights["generator"].get("quantizer", {})
-    x_BTD = architecture.quantizer.decode(parameters, weights["codebooks"], codes_BTQ)
-    return architecture.decoder.apply({"params": weights["generator"]["decoder"]}, x_BTD, lengths_B)
+    return synthesize(architecture, weights, vectors(architecture, weights, codes_BTQ), lengths_B)

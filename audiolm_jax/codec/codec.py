@@ -76,6 +76,12 @@ class Codec:
         Raises:
           UserError: not a finite float [B, W], or no such number of levels or lengths.
         """
+        num_levels = self.checked_levels(num_quantizers)
+        padded_BW, lengths_B, num_frames = self._framed(wave_BW, lengths_B)
+        return _encode(self.config, self.weights, padded_BW, lengths_B, num_levels)[:, :num_frames]
+
+    def checked_levels(self, num_quantizers: int | None) -> int:
+        """That number of levels, all for None; raises a UserError where there are not so many."""
         num_levels = self.num_quantizers if num_quantizers is None else num_quantizers
         if not 1 <= num_levels <= self.num_quantizers:
             raise UserError(
@@ -83,8 +89,7 @@ class Codec:
                 f"num_quantizers={num_quantizers}",
                 f"choose 1 … {self.num_quantizers}",
             )
-        padded_BW, lengths_B, num_frames = self._framed(wave_BW, lengths_B)
-        return _encode(self.config, self.weights, padded_BW, lengths_B, num_levels)[:, :num_frames]
+        return num_levels
 
     def _framed(self, wave_BW, lengths_B) -> tuple[np.ndarray, np.ndarray, int]:
         """Waveforms padded to one of few lengths, the rows' own, and the frames of the longest that there can be."""
@@ -113,8 +118,8 @@ class Codec:
         codes_BTQ = self._checked_codes(codes_BTQ)
         batch, num_frames, _ = codes_BTQ.shape
         lengths_B = _checked_lengths(np.full(batch, num_frames) if lengths_B is None else lengths_B, batch, num_frames)
-        wave_BW = _decode(self.config, self.weights, _pad_axis(codes_BTQ, _bucket(num_frames)), lengths_B)
-        return wave_BW[:, : self.config.num_samples(num_frames)]
+        x_BTD = _vectors(self.config, self.weights, _pad_axis(codes_BTQ, _bucket(num_frames)))
+        return _synthesize(self.config, self.weights, x_BTD, lengths_B)[:, : self.config.num_samples(num_frames)]
 
     def decode_chunk(self, codes_BTQ, state: Any = None) -> tuple[jax.Array, Any]:
         """The waveform of the next frames of a stream: chunk by chunk what `decode` makes of all of them.
@@ -179,13 +184,14 @@ class Codec:
 
 _features = jax.jit(architecture.features, static_argnums=0)
 _encode = jax.jit(architecture.encode, static_argnums=(0, 4))
-_decode = jax.jit(architecture.decode, static_argnums=0)
+# Two programs, so that another number of levels compiles no decoder.
+_vectors = jax.jit(architecture.vectors, static_argnums=0)
+_synthesize = jax.jit(architecture.synthesize, static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _decode_chunk(config: Architecture, weights: Weights, codes_BTQ: jax.Array, state: Any) -> tuple[jax.Array, Any]:
-    parameters = weights["generator"].get("quantizer", {})
-    x_BTD = config.quantizer.decode(parameters, weights["codebooks"], codes_BTQ)
+    x_BTD = architecture.vectors(config, weights, codes_BTQ)
     variables = {"params": weights["generator"]["decoder"], STREAM: state}
     wave_BW, variables = config.decoder.apply(variables, x_BTD, mutable=[STREAM])
     return wave_BW, variables[STREAM]

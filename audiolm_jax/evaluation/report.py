@@ -4,7 +4,7 @@ import base64
 import dataclasses
 import importlib.resources
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 import jinja2
@@ -12,6 +12,7 @@ import matplotlib.figure
 import numpy as np
 
 from audiolm_jax import audio, spectral
+from audiolm_jax.evaluation.statistics import Estimate
 
 ACCENT, MUTED = "#0b6e75", "#8a8f98"
 
@@ -113,19 +114,52 @@ class Curve:
         return _figure_uri(figure)
 
 
+@dataclasses.dataclass(frozen=True)
+class RatePlot:
+    """A measure of quality over the bitrate.
+
+    Attributes:
+      title: the measure.
+      series: pairs of kilobits a second and the measure there, by system.
+    """
+
+    title: str
+    series: Mapping[str, Sequence[tuple[float, Estimate]]]
+
+    def picture_uri(self) -> str:
+        figure = matplotlib.figure.Figure(figsize=(4.2, 2.8), layout="constrained")
+        axes = figure.subplots()
+        for (name, points), color in zip(self.series.items(), (ACCENT, MUTED)):
+            rates = [rate for rate, _ in points]
+            value, low, high = (
+                np.array([getattr(found, field) for _, found in points]) for field in ("value", "low", "high")
+            )
+            axes.errorbar(rates, value, (value - low, high - value), fmt="o-", capsize=2, color=color, label=name)
+        axes.set(title=self.title, xlabel="kbit/s", xlim=(0, None))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize="small")
+        return _figure_uri(figure)
+
+
 def render(
     title: str,
     introduction: str,
     tables: Sequence[Table],
-    curves: Sequence[Curve],
+    curves: Sequence[Curve | RatePlot],
     groups: Sequence[Group],
-    commands: str,
+    commands: str = "",
 ) -> str:
     """The report as one HTML page that needs nothing else, no network either."""
     template = importlib.resources.files(__package__).joinpath("report.html.j2").read_text()
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(template).render(
-        title=title, introduction=introduction, tables=tables, curves=curves, groups=groups, commands=commands
+        title=title,
+        introduction=introduction,
+        tables=tables,
+        curves=curves,
+        groups=groups,
+        commands=commands,
+        prompted=any(clip.boundary is not None for group in groups for clip in group.clips),
     )
 
 
