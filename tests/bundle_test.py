@@ -1,5 +1,6 @@
 """Parts and bundles: round trips, and everything that does not fit is refused by name."""
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -11,6 +12,7 @@ from etils import epath
 
 import audiolm_jax
 from audiolm_jax import bundle
+from audiolm_jax import config as configs
 from audiolm_jax.errors import UserError
 from audiolm_jax.parts import export, read_part, write_part
 from audiolm_jax.training.checkpoint import Checkpoints
@@ -56,6 +58,39 @@ def test_an_exported_workdir_is_the_same_codec(tmp_path):
     np.testing.assert_array_equal(exported.decode(codes_BTQ), trained.decode(codes_BTQ))
     with pytest.raises(UserError, match="output already exists"):
         export(tmp_path / "workdir", tmp_path / "exported")
+
+
+def test_a_part_may_carry_what_only_training_needs(parts, tmp_path):
+    part = read_part(parts["codec"], for_training=True)
+    assert part.training == {}
+    objective = build_objective(part.config)
+    state = unbox(jax.eval_shape(objective.init, jax.random.key(0)))
+    generator = np.random.default_rng()
+    shaped = lambda leaf: generator.standard_normal(leaf.shape).astype(np.float32)
+    carrying = dataclasses.replace(part, training={"discriminator": jax.tree.map(shaped, state["discriminator"])})
+    write_part(tmp_path, carrying)
+    again = read_part(tmp_path, for_training=True)
+    jax.tree.map(np.testing.assert_array_equal, again.training, carrying.training)
+    assert read_part(tmp_path).training == {} and again.fingerprint() == part.fingerprint()
+    assert set(again.weights_for(state, objective)) == {"generator", "codebooks", "discriminator"}
+    # Without it, or with discriminators of another shape, they start afresh.
+    assert set(part.weights_for(state, objective)) == {"generator", "codebooks"}
+    part.config.discriminator.stft_channels *= 2
+    other = build_objective(part.config)
+    other_state = unbox(jax.eval_shape(other.init, jax.random.key(0)))
+    assert set(again.weights_for(other_state, other)) == {"generator", "codebooks"}
+
+
+def test_the_config_of_a_folder_can_be_trained(parts, tmp_path):
+    config = read_part(parts["codec"]).config
+    tuned = configs.load_config(
+        parts["codec"], ["--config.model.strides=(2,2)", f"--config.init_from={parts['codec']}"]
+    )
+    assert tuned.init_from == parts["codec"] and tuned.model.strides == (2, 2)
+    tuned.update({"init_from": "", "model": {"strides": config.model.strides}})
+    assert tuned == config
+    (tmp_path / "config.json").write_text(configs.to_json(config))
+    assert configs.load_config(str(tmp_path)) == configs.load_config(str(tmp_path / "config.json")) == config
 
 
 def test_fingerprint_tells_weights_and_architecture_apart(parts):
