@@ -156,7 +156,7 @@ def export(source: str | os.PathLike[str], output: str | os.PathLike[str]):
       UserError: as `read_part`, or the output exists.
     """
     files.refuse_existing(output)
-    part = read_part(source)
+    part = read_part(source, for_training=True)
     with files.new_folder(output) as scratch:
         write_part(scratch, part)
 

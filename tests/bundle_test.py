@@ -48,7 +48,9 @@ def test_an_exported_workdir_is_the_same_codec(tmp_path):
         checkpoints.save(1, state, {}, {"config": config.to_dict(), "tokens": None}, None)
     export(tmp_path / "workdir", tmp_path / "exported")
     files = {path.name for path in (tmp_path / "exported").iterdir()}
-    assert files == {"config.json", "model.safetensors"}
+    assert files == {"config.json", "model.safetensors", "training.safetensors"}
+    discriminators = read_part(tmp_path / "exported", for_training=True).training["discriminator"]
+    jax.tree.map(np.testing.assert_array_equal, discriminators, state["discriminator"])
     assert read_part(tmp_path / "exported").fingerprint() == read_part(tmp_path / "workdir").fingerprint()
     trained, exported = (audiolm_jax.load_codec(tmp_path / name) for name in ("workdir", "exported"))
     wave_BW = np.random.default_rng(0).uniform(-0.3, 0.3, (1, 3333)).astype(np.float32)
