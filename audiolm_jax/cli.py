@@ -176,10 +176,17 @@ def _add_training(command):
         "Run again with the same workdir, it resumes. Change fields by --config.FIELD=VALUE, e.g.\n"
         "  audiolm train --config=soundstream_tiny --workdir=runs/codec --config.data_dir=samples\n"
         "  audiolm train --config=fine_tiny --workdir=runs/fine --config.data_dir=runs/tokens --config.batch_size=4\n\n"
+        "Fine-tune a part by its own config, DIR being its folder, exported or converted:\n"
+        "  audiolm train --config=DIR --config.init_from=DIR --workdir=runs/tuned --config.data_dir=samples\n\n"
         f"Shipped configs: {', '.join(shipped_configs())}",
         takes_overrides=True,
     )
-    added.add_argument("--config", required=True, metavar="FILE_OR_NAME", help="recipe file, or name of a shipped one")
+    added.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE_OR_NAME",
+        help="recipe file, name of a shipped one, or folder of a part or run",
+    )
     added.add_argument("--workdir", required=True, help="checkpoints, metrics.jsonl and TensorBoard events go here")
     added.add_argument(
         "--distributed",

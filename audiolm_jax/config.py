@@ -65,7 +65,10 @@ def _optimizer(**fields) -> ml_collections.ConfigDict:
 def soundstream_config() -> ml_collections.ConfigDict:
     """SoundStream as in AudioLM: 16 kHz, 50 Hz frames, 12 levels of 1024 codes (arXiv 2107.03312, 2209.03143 §4.1).
 
-    The papers leave the optimiser, the embedding's width and the length of a crop open.
+    The papers leave the optimiser, the embedding's width and the length of a crop open. EnCodec's options (arXiv
+    2210.13438 §3.4) are off: `discriminator.multi_stft_windows`, of which each adds a discriminator as wide as
+    `stft_channels`, and `loss.balancer`, with which the four `loss.*_weight` are shares in the gradient for the
+    waveform, whatever the losses' scales (EnCodec: adversarial 3, feature 3, reconstruction 1, waveform 0.1).
     """
     config = _common("soundstream")
     config.batch_size = 128
@@ -101,6 +104,7 @@ def soundstream_config() -> ml_collections.ConfigDict:
             "stft_channels": 32,
             "stft_window": 1024,
             "stft_hop": 256,
+            "multi_stft_windows": (),
             "start_step": 0,
         }
     )
@@ -110,6 +114,7 @@ def soundstream_config() -> ml_collections.ConfigDict:
             "feature_weight": 100.0,
             "reconstruction_weight": 1.0,
             "waveform_weight": 0.0,
+            "balancer": False,
             "num_mels": 64,
             "min_log2_window": 6,
             "max_log2_window": 11,
@@ -339,13 +344,16 @@ def load_config(file_or_name: str, overrides: Sequence[str] = ()) -> ml_collecti
     """Reads a recipe and applies `--config.FIELD=VALUE` overrides.
 
     Args:
-      file_or_name: a path to a recipe file (or a saved `config.json`), or the name of a shipped one.
+      file_or_name: the name of a shipped recipe, or a path: a recipe file, a saved `config.json`, or the folder of a
+        part or run that has one.
       overrides: flags as given on the command line; nested fields by dots.
 
     Raises:
       UserError: no such recipe, a recipe that does not run, an unknown field or a mistyped value.
     """
     path = pathlib.Path(file_or_name)
+    if file_or_name not in shipped_configs() and (path / "config.json").is_file():
+        path = path / "config.json"
     if path.suffix not in (".py", ".json"):
         path = shipped_folder("configs") / f"{file_or_name}.py"
         if not path.is_file():
@@ -360,7 +368,9 @@ def load_config(file_or_name: str, overrides: Sequence[str] = ()) -> ml_collecti
 def _read_recipe(path: pathlib.Path) -> ml_collections.ConfigDict:
     try:
         if path.suffix == ".json":
-            return from_json(path.read_text())
+            description = json.loads(path.read_text())
+            # An exported part's file says more than its config.
+            return from_json(json.dumps(description["config"] if "format_version" in description else description))
         spec = importlib.util.spec_from_file_location(f"audiolm_recipe_{path.stem}", path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
@@ -384,7 +394,7 @@ def _apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str]
             hint = f"did you mean config.{close[0]}?" if close else f"fields are {', '.join(known)}"
             raise UserError("unknown config field", f"config.{name}", hint)
         default = known[name]
-        if isinstance(default, tuple) and "=" in override:
+        if isinstance(default, tuple) and default and "=" in override:
             _check_elements(name, default, override.partition("=")[2])
         if "=" not in override:
             raise UserError("config field without a value", f"config.{name}", f"write --config.{name}=VALUE")

@@ -1,7 +1,7 @@
 """What a trainable is: a value made of pure functions, moved by `training.loop`."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -10,6 +10,21 @@ State = dict[str, Any]
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 Totals = dict[str, tuple[jax.Array, jax.Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Symptom:
+    """What a run shows when it goes wrong.
+
+    Attributes:
+      name: of its mark in the metrics, which is 1 while it shows and else 0.
+      metrics: the names of those it is read from.
+      describe: (moving averages of these metrics, their lowest so far) -> what is wrong, in words; None if nothing is.
+    """
+
+    name: str
+    metrics: tuple[str, ...]
+    describe: Callable[[Mapping[str, float], Mapping[str, float]], str | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +46,9 @@ class Objective:
       warm_start: (state, batches, key) -> state, run once before step 0 on the first batches of the
         training data (codebooks, feature statistics); None where there is nothing to do.
       warm_start_batches: how many batches `warm_start` is given.
+      optional_weights: entries of the state that only training needs, and that `init_from` brings along where they
+        were saved and fit; else they start afresh.
+      symptoms: what the loop watches the metrics for.
     """
 
     init: Callable[[jax.Array], State]
@@ -39,6 +57,8 @@ class Objective:
     weights: Callable[[State], State]
     warm_start: Callable[[State, Iterable[Batch], jax.Array], State] | None = None
     warm_start_batches: int = 0
+    optional_weights: tuple[str, ...] = ()
+    symptoms: tuple[Symptom, ...] = ()
 
 
 def sum_over_blocks(function, block_positions: int, *arrays: jax.Array):

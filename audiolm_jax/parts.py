@@ -1,7 +1,8 @@
 """The parts that make an AudioLM — codec, semantic tokenizer, language models — as folders.
 
 A part's folder is a training workdir (its last checkpoint), one checkpoint `WORKDIR/checkpoints/STEP`,
-or an exported folder: `config.json` and `model.safetensors`. Nothing is ever pickled.
+or an exported folder: `config.json` and `model.safetensors`, perhaps with `training.safetensors`, what only further
+training needs (a codec's discriminators). Nothing is ever pickled.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ from audiolm_jax.training import checkpoint, registry, step
 from audiolm_jax.training.sharding import unbox
 
 FORMAT_VERSION = 1
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE, TRAINING_FILE = "config.json", "model.safetensors", "training.safetensors"
 ARCHITECTURE_FIELDS = ("objective", "model", "stage")
 
 
@@ -41,12 +42,15 @@ class Part:
       weights: nested dictionaries of NumPy arrays (`Objective.weights`; a tokenizer's `clusters` too).
       settings: what belongs to the part and is no array: a tokenizer's `layer`, a language model's
         `tokens` (metadata of the token dataset it was trained on).
+      training: `Objective.optional_weights`, where they were saved and asked for; they decide nothing of what the part
+        computes.
     """
 
     kind: str
     config: ml_collections.ConfigDict
     weights: State
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    training: State = dataclasses.field(default_factory=dict)
 
     def fingerprint(self) -> str:
         """Hash of everything that decides what the part computes."""
@@ -59,10 +63,13 @@ class Part:
         return digest.hexdigest()[:32]
 
     def weights_for(self, abstract_state: State, objective: Objective) -> State:
-        """The weights that training can start from (`config.init_from`), checked by name and shape."""
+        """The weights that training can start from (`config.init_from`), checked by name and shape.
+
+        With them come those of the `Objective.optional_weights` that the part has in these shapes.
+        """
         wanted = objective.weights(abstract_state)
         ours = {name: self.weights.get(name, {}) for name in wanted}
-        shapes = {name: leaf.shape for name, leaf in flax.traverse_util.flatten_dict(wanted, sep="/").items()}
+        shapes = _shapes(wanted)
         for name, shape in {**{name: None for name in _flatten(ours)}, **shapes}.items():
             found = _flatten(ours).get(name)
             if found is None or found.shape != shape:
@@ -72,15 +79,25 @@ class Part:
                     "config.init_from",
                     "choose weights of the same architecture",
                 )
-        return ours
+        optional = {name: self.training.get(name, {}) for name in objective.optional_weights}
+        fitting = {name: tree for name, tree in optional.items() if _shapes(tree) == _shapes(abstract_state[name])}
+        return {**ours, **fitting}
 
 
 def _flatten(weights: State) -> dict[str, np.ndarray]:
     return flax.traverse_util.flatten_dict(weights, sep="/")
 
 
-def read_part(path: str | os.PathLike[str]) -> Part:
+def _shapes(weights: State) -> dict[str, tuple[int, ...]]:
+    return {name: leaf.shape for name, leaf in _flatten(weights).items()}
+
+
+def read_part(path: str | os.PathLike[str], for_training: bool = False) -> Part:
     """Reads a part from any of its kinds of folder.
+
+    Args:
+      path: the folder.
+      for_training: also what only further training needs.
 
     Raises:
       UserError: no such folder, not a part, an unknown version, or a damaged file.
@@ -89,28 +106,32 @@ def read_part(path: str | os.PathLike[str]) -> Part:
     if not folder.is_dir():
         raise UserError("no such folder", path, "give a training workdir, a checkpoint or an exported part")
     if (folder / WEIGHTS_FILE).is_file():
-        return _read_exported(folder)
+        return _read_exported(folder, for_training)
     found = checkpoint.find_checkpoint(folder)
     if found is None:
         raise UserError("no model here", path, "give a training workdir with a checkpoint, or an exported part")
-    return _read_checkpoint(found)
+    return _read_checkpoint(found, for_training)
 
 
-def _read_exported(folder: epath.Path) -> Part:
+def _read_exported(folder: epath.Path, for_training: bool) -> Part:
     try:
         description = json.loads((folder / CONFIG_FILE).read_text())
         if description.get("format_version") != FORMAT_VERSION:
             version = description.get("format_version", "none: not ours")
             raise UserError(f"format version {version}", folder / CONFIG_FILE, "convert or export the part anew")
-        flat = safetensors.numpy.load((folder / WEIGHTS_FILE).read_bytes())
         config = configs.from_json(json.dumps(description["config"]))
-        weights = flax.traverse_util.unflatten_dict(flat, sep="/")
-        return Part(description["kind"], config, weights, description["settings"])
+        weights = _load(folder / WEIGHTS_FILE)
+        training = _load(folder / TRAINING_FILE) if for_training and (folder / TRAINING_FILE).is_file() else {}
+        return Part(description["kind"], config, weights, description["settings"], training)
     except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
         raise UserError(f"part is damaged ({error})", folder, "export it anew") from error
 
 
-def _read_checkpoint(folder: epath.Path) -> Part:
+def _load(path: epath.Path) -> State:
+    return flax.traverse_util.unflatten_dict(safetensors.numpy.load(path.read_bytes()), sep="/")
+
+
+def _read_checkpoint(folder: epath.Path, for_training: bool) -> Part:
     try:
         description = checkpoint.read_description(folder)
     except (OSError, ValueError) as error:
@@ -119,11 +140,13 @@ def _read_checkpoint(folder: epath.Path) -> Part:
     objective = registry.build_objective(config)
     initial = functools.partial(step.initial_state, objective, config.ema_decay)
     abstract_state = unbox(jax.eval_shape(initial, jax.random.key(0)))
-    averaged = {"ema": abstract_state["ema"]} if config.ema_decay else None
-    restored = checkpoint.restore_weights(folder, abstract_state, averaged or objective.weights(abstract_state))
-    weights = restored["ema"] if averaged else restored
+    weights = {"ema": abstract_state["ema"]} if config.ema_decay else objective.weights(abstract_state)
+    optional = {name: abstract_state[name] for name in objective.optional_weights if for_training}
+    restored = checkpoint.restore_weights(folder, abstract_state, {**weights, **optional})
+    restored = jax.tree.map(np.asarray, restored)
+    training = {name: restored.pop(name) for name in optional}
     settings = {"tokens": description["tokens"]} if description["tokens"] else {}
-    return Part(config.objective, config, jax.tree.map(np.asarray, weights), settings)
+    return Part(config.objective, config, restored.get("ema", restored), settings, training)
 
 
 def export(source: str | os.PathLike[str], output: str | os.PathLike[str]):
@@ -133,7 +156,7 @@ def export(source: str | os.PathLike[str], output: str | os.PathLike[str]):
       UserError: as `read_part`, or the output exists.
     """
     files.refuse_existing(output)
-    part = read_part(source)
+    part = read_part(source, for_training=True)
     with files.new_folder(output) as scratch:
         write_part(scratch, part)
 
@@ -147,6 +170,12 @@ def write_part(folder: pathlib.Path, part: Part):
         "settings": part.settings,
         "config": part.config.to_dict(),
     }
-    contiguous = {name: np.ascontiguousarray(array) for name, array in _flatten(part.weights).items()}
-    (folder / WEIGHTS_FILE).write_bytes(safetensors.numpy.save(contiguous))
+    _save(folder / WEIGHTS_FILE, part.weights)
+    if part.training:
+        _save(folder / TRAINING_FILE, part.training)
     (folder / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n")
+
+
+def _save(path: pathlib.Path, weights: State):
+    contiguous = {name: np.ascontiguousarray(array) for name, array in _flatten(weights).items()}
+    path.write_bytes(safetensors.numpy.save(contiguous))

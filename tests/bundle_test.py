@@ -1,5 +1,6 @@
 """Parts and bundles: round trips, and everything that does not fit is refused by name."""
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -11,6 +12,7 @@ from etils import epath
 
 import audiolm_jax
 from audiolm_jax import bundle
+from audiolm_jax import config as configs
 from audiolm_jax.errors import UserError
 from audiolm_jax.parts import export, read_part, write_part
 from audiolm_jax.training.checkpoint import Checkpoints
@@ -46,7 +48,9 @@ def test_an_exported_workdir_is_the_same_codec(tmp_path):
         checkpoints.save(1, state, {}, {"config": config.to_dict(), "tokens": None}, None)
     export(tmp_path / "workdir", tmp_path / "exported")
     files = {path.name for path in (tmp_path / "exported").iterdir()}
-    assert files == {"config.json", "model.safetensors"}
+    assert files == {"config.json", "model.safetensors", "training.safetensors"}
+    discriminators = read_part(tmp_path / "exported", for_training=True).training["discriminator"]
+    jax.tree.map(np.testing.assert_array_equal, discriminators, state["discriminator"])
     assert read_part(tmp_path / "exported").fingerprint() == read_part(tmp_path / "workdir").fingerprint()
     trained, exported = (audiolm_jax.load_codec(tmp_path / name) for name in ("workdir", "exported"))
     wave_BW = np.random.default_rng(0).uniform(-0.3, 0.3, (1, 3333)).astype(np.float32)
@@ -56,6 +60,38 @@ def test_an_exported_workdir_is_the_same_codec(tmp_path):
     np.testing.assert_array_equal(exported.decode(codes_BTQ), trained.decode(codes_BTQ))
     with pytest.raises(UserError, match="output already exists"):
         export(tmp_path / "workdir", tmp_path / "exported")
+
+
+def test_a_part_may_carry_what_only_training_needs(parts, tmp_path):
+    part = read_part(parts["codec"], for_training=True)
+    assert part.training == {}
+    objective = build_objective(part.config)
+    state = unbox(jax.eval_shape(objective.init, jax.random.key(0)))
+    generator = np.random.default_rng()
+    shaped = lambda leaf: generator.standard_normal(leaf.shape).astype(np.float32)
+    carrying = dataclasses.replace(part, training={"discriminator": jax.tree.map(shaped, state["discriminator"])})
+    write_part(tmp_path, carrying)
+    again = read_part(tmp_path, for_training=True)
+    jax.tree.map(np.testing.assert_array_equal, again.training, carrying.training)
+    assert read_part(tmp_path).training == {} and again.fingerprint() == part.fingerprint()
+    assert set(again.weights_for(state, objective)) == {"generator", "codebooks", "discriminator"}
+    # Without it, or with discriminators of another shape, they start afresh.
+    assert set(part.weights_for(state, objective)) == {"generator", "codebooks"}
+    part.config.discriminator.stft_channels *= 2
+    other = build_objective(part.config)
+    other_state = unbox(jax.eval_shape(other.init, jax.random.key(0)))
+    assert set(again.weights_for(other_state, other)) == {"generator", "codebooks"}
+
+
+def test_the_config_of_a_folder_can_be_trained(parts, tmp_path):
+    folder = parts["codec"]
+    config = read_part(folder).config
+    tuned = configs.load_config(folder, ["--config.model.strides=(2,2)", f"--config.init_from={folder}"])
+    changed = {"init_from": folder, "model.strides": (2, 2)}
+    assert configs.flat(tuned) == {**configs.flat(config), **changed}
+    (tmp_path / "config.json").write_text(configs.to_json(config))
+    for path in (tmp_path, tmp_path / "config.json"):
+        assert configs.flat(configs.load_config(str(path))) == configs.flat(config)
 
 
 def test_fingerprint_tells_weights_and_architecture_apart(parts):

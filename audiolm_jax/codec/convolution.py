@@ -19,8 +19,15 @@ INITIAL_SCALES = {"mix": 0.1}
 LAYOUTS = {3: ("NWC", "WIO", "NWC"), 4: ("NHWC", "HWIO", "NHWC")}
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def convolve(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: str, groups: int) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def convolve(
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: tuple[int, ...],
+    padding: str,
+    groups: int = 1,
+    dilations: tuple[int, ...] | None = None,
+) -> jax.Array:
     """`jax.lax.conv_general_dilated` in one or two dimensions, with gradients of its own.
 
     XLA's CPU compiler brings a convolution into the layout of its fast kernels at the top level of a program only.
@@ -33,24 +40,33 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding:
       strides: one a spatial axis.
       padding: "SAME" or "VALID".
       groups: of channels.
+      dilations: of the kernel, one a spatial axis; none by default.
 
     Returns:
       [B, ..., O].
     """
     return jax.lax.conv_general_dilated(
-        x, kernel, strides, padding, dimension_numbers=LAYOUTS[x.ndim], feature_group_count=groups
+        x,
+        kernel,
+        strides,
+        padding,
+        rhs_dilation=dilations,
+        dimension_numbers=LAYOUTS[x.ndim],
+        feature_group_count=groups,
     )
 
 
-def _forward(x, kernel, strides, padding, groups):
-    return convolve(x, kernel, strides, padding, groups), (x, kernel)
+def _forward(x, kernel, strides, padding, groups, dilations):
+    return convolve(x, kernel, strides, padding, groups, dilations), (x, kernel)
 
 
-def _backward(strides, padding, groups, saved, grad):
+def _backward(strides, padding, groups, dilations, saved, grad):
     x, kernel = saved
     spatial = x.ndim - 2
     taps, sizes = kernel.shape[:spatial], x.shape[1:-1]
-    before = [low for low, _ in jax.lax.padtype_to_pads(sizes, taps, strides, padding)]
+    dilations = dilations or (1,) * spatial
+    spans = [(k - 1) * dilation + 1 for k, dilation in zip(taps, dilations)]
+    before = [low for low, _ in jax.lax.padtype_to_pads(sizes, spans, strides, padding)]
     # The output's extent on the input's grid.
     extents = [(size - 1) * stride + 1 for size, stride in zip(grad.shape[1:-1], strides)]
     conv = functools.partial(jax.lax.conv_general_dilated, dimension_numbers=LAYOUTS[x.ndim])
@@ -58,13 +74,21 @@ def _backward(strides, padding, groups, saved, grad):
     # For the input: the gradient, spread out by the strides, under the kernel turned round.
     grouped = jnp.flip(kernel, range(spatial)).reshape(*kernel.shape[:-1], groups, -1)
     turned = jnp.swapaxes(grouped, -3, -1).reshape(*taps, kernel.shape[-1] // groups, x.shape[-1])
-    around = [(k - 1 - low, n + low - extent) for k, low, n, extent in zip(taps, before, sizes, extents)]
-    x_grad = conv(grad, turned, (1,) * spatial, around, lhs_dilation=strides, feature_group_count=groups)
+    around = [(span - 1 - low, n + low - extent) for span, low, n, extent in zip(spans, before, sizes, extents)]
+    x_grad = conv(
+        grad,
+        turned,
+        (1,) * spatial,
+        around,
+        lhs_dilation=strides,
+        rhs_dilation=dilations,
+        feature_group_count=groups,
+    )
 
     # For the kernel: the input under the gradient, batch and channels changing places.
     by_channel, by_example = jnp.swapaxes(x, 0, -1), jnp.moveaxis(grad, 0, -2)
-    around = [(low, k - 1 + extent - n - low) for k, low, n, extent in zip(taps, before, sizes, extents)]
-    kernel_grad = conv(by_channel, by_example, (1,) * spatial, around, rhs_dilation=strides, batch_group_count=groups)
+    around = [(low, span - 1 + extent - n - low) for span, low, n, extent in zip(spans, before, sizes, extents)]
+    kernel_grad = conv(by_channel, by_example, dilations, around, rhs_dilation=strides, batch_group_count=groups)
     return x_grad, jnp.moveaxis(kernel_grad, 0, -2)
 
 

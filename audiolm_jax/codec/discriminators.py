@@ -1,8 +1,9 @@
 """The networks that tell real waveforms from reconstructions, and teach the codec by it.
 
 SoundStream (arXiv 2107.03312 §III-D): a multi-scale discriminator of the waveform, as in MelGAN (arXiv 1910.06711), and
-one of the complex short-time Fourier transform. Each gives logits over time and the activations of its layers, which
-the feature-matching loss compares.
+one of the complex short-time Fourier transform; on request EnCodec's (arXiv 2210.13438 §3.4), of transforms with
+several windows. Each gives logits over time and the activations of its layers, which the feature-matching loss
+compares.
 
 Shape suffixes: B batch, W waveform samples, T frames, F frequency bins, C channels, k kernel taps, I and O channels in
 and out.
@@ -22,7 +23,7 @@ class Judgement(NamedTuple):
     """One discriminator's view of a batch.
 
     Attributes:
-      logits_BT: positive where the sound seems real.
+      logits_BT: positive where the sound seems real; of some discriminators several a frame, one after the other.
       features: activations of the layers before the logits, waveform side first.
     """
 
@@ -37,22 +38,27 @@ def _parameter(module: nn.Module, name: str, init: nn.initializers.Initializer, 
 
 
 class WeightNormConv(nn.Module):
-    """Grouped 1-D convolution, zero padded, with weight normalisation: kernel · scale / |kernel| per output channel."""
+    """Grouped convolution over one or two axes, zero padded, its kernel normalised: kernel · scale / |kernel|.
+
+    The norm is that of the weights of one output channel.
+    """
 
     features: int
-    kernel_size: int
-    stride: int = 1
+    kernel_size: tuple[int, ...]
+    strides: tuple[int, ...] | None = None
+    dilations: tuple[int, ...] | None = None
     groups: int = 1
 
     @nn.compact
-    def __call__(self, x_BTC: jax.Array) -> jax.Array:
-        shape = (self.kernel_size, x_BTC.shape[-1] // self.groups, self.features)
-        kernel_kIO = _parameter(self, "kernel", nn.initializers.lecun_normal(), shape)
-        scale_O = _parameter(self, "scale", nn.initializers.ones, shape[2:])
-        bias_O = _parameter(self, "bias", nn.initializers.zeros, shape[2:])
-        kernel_kIO = kernel_kIO * (scale_O / jnp.sqrt(jnp.sum(jnp.square(kernel_kIO), axis=(0, 1))))
-        x_BTC, kernel_kIO, bias_O = nn.dtypes.promote_dtype(x_BTC, kernel_kIO, bias_O)
-        return convolve(x_BTC, kernel_kIO, (self.stride,), "SAME", self.groups) + bias_O
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (*self.kernel_size, x.shape[-1] // self.groups, self.features)
+        kernel = _parameter(self, "kernel", nn.initializers.lecun_normal(), shape)
+        scale_O = _parameter(self, "scale", nn.initializers.ones, shape[-1:])
+        bias_O = _parameter(self, "bias", nn.initializers.zeros, shape[-1:])
+        kernel = kernel * (scale_O / jnp.sqrt(jnp.sum(jnp.square(kernel), axis=tuple(range(len(shape) - 1)))))
+        x, kernel, bias_O = nn.dtypes.promote_dtype(x, kernel, bias_O)
+        strides = self.strides or (1,) * len(self.kernel_size)
+        return convolve(x, kernel, strides, "SAME", self.groups, self.dilations) + bias_O
 
 
 class WaveformDiscriminator(nn.Module):
@@ -70,15 +76,15 @@ class WaveformDiscriminator(nn.Module):
     @nn.compact
     def __call__(self, wave_BW: jax.Array) -> Judgement:
         first, *strided, last = self.channels
-        layers = [WeightNormConv(first, 15)]
+        layers = [WeightNormConv(first, (15,))]
         for width_in, width_out in zip(self.channels, strided, strict=False):
-            layers.append(WeightNormConv(width_out, 41, stride=4, groups=max(1, width_in // self.group_width)))
-        layers.append(WeightNormConv(last, 5))
+            layers.append(WeightNormConv(width_out, (41,), (4,), groups=max(1, width_in // self.group_width)))
+        layers.append(WeightNormConv(last, (5,)))
         x_BTC, features = wave_BW[..., None], []
         for layer in layers:
             x_BTC = nn.leaky_relu(layer(x_BTC), 0.2)
             features.append(x_BTC)
-        return Judgement(WeightNormConv(1, 3)(x_BTC)[..., 0], features)
+        return Judgement(WeightNormConv(1, (3,))(x_BTC)[..., 0], features)
 
 
 class SpectralConv(nn.Module):
@@ -95,7 +101,7 @@ class SpectralConv(nn.Module):
         kernel = _parameter(self, "kernel", nn.initializers.lecun_normal(), shape)
         bias_O = _parameter(self, "bias", nn.initializers.zeros, shape[3:])
         x_BTFC, kernel, bias_O = nn.dtypes.promote_dtype(x_BTFC, kernel, bias_O)
-        return convolve(x_BTFC, kernel, self.strides, self.padding, 1) + bias_O
+        return convolve(x_BTFC, kernel, self.strides, self.padding) + bias_O
 
 
 class SpectralUnit(nn.Module):
@@ -140,10 +146,42 @@ class STFTDiscriminator(nn.Module):
         return Judgement(logits_BT11[:, :, 0, 0], features)
 
 
-class Discriminators(nn.Module):
-    """All discriminators of a codec: the waveform at full rate, at 1/2, at 1/4 …, then its STFT.
+class DilatedSTFTDiscriminator(nn.Module):
+    """One window of EnCodec's multi-scale discriminator: real and imaginary parts, [T, F], F = window / 2 + 1.
 
-    The attributes are the fields of a config's `discriminator`.
+    Five convolutions at one width, the middle three with kernels dilated in time by 1, 2 and 4 and a stride of 2 in
+    frequency; leaky ReLU 0.2. The logits keep an eighth of the frequencies. The hop is a quarter of the window, and the
+    spectrum is scaled by 1 / |window|, so that every window sees sounds equally loud.
+
+    Attributes:
+      channels: of all layers but the logits'.
+      window: of the transform, in samples.
+    """
+
+    channels: int
+    window: int
+
+    @nn.compact
+    def __call__(self, wave_BW: jax.Array) -> Judgement:
+        # The squares of a periodic Hann window add up to three eighths of its length.
+        spectrum_BTF = spectral.stft(wave_BW, self.window, self.window // 4) / (0.375 * self.window) ** 0.5
+        x_BTFC, features = jnp.stack([spectrum_BTF.real, spectrum_BTF.imag], axis=-1), []
+        # In time three taps, in frequency nine: the paper says eight, which has no middle.
+        layers = [WeightNormConv(self.channels, (3, 9))]
+        for dilation in (1, 2, 4):
+            layers.append(WeightNormConv(self.channels, (3, 9), (1, 2), (dilation, 1)))
+        layers.append(WeightNormConv(self.channels, (3, 3)))
+        for layer in layers:
+            x_BTFC = nn.leaky_relu(layer(x_BTFC), 0.2)
+            features.append(x_BTFC)
+        logits_BTF1 = WeightNormConv(1, (3, 3))(x_BTFC)
+        return Judgement(logits_BTF1.reshape(wave_BW.shape[0], -1), features)
+
+
+class Discriminators(nn.Module):
+    """All discriminators of a codec: the waveform at full rate, at 1/2, at 1/4 …, its STFT, and those of more windows.
+
+    The attributes are the fields of a config's `discriminator`; those of more windows are `stft_channels` wide, too.
     """
 
     waveform_channels: tuple[int, ...]
@@ -152,6 +190,7 @@ class Discriminators(nn.Module):
     stft_channels: int
     stft_window: int
     stft_hop: int
+    multi_stft_windows: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(self, wave_BW: jax.Array) -> list[Judgement]:
@@ -161,5 +200,8 @@ class Discriminators(nn.Module):
             judge = WaveformDiscriminator(self.waveform_channels, self.waveform_group_width, name=name)
             judgements.append(judge(scaled_BW))
             scaled_BW = nn.avg_pool(scaled_BW[..., None], (4,), (2,), "SAME")[..., 0]
-        judge = STFTDiscriminator(self.stft_channels, self.stft_window, self.stft_hop, name="stft")
-        return [*judgements, judge(wave_BW)]
+        judgements.append(STFTDiscriminator(self.stft_channels, self.stft_window, self.stft_hop, name="stft")(wave_BW))
+        for window in self.multi_stft_windows:
+            judge = DilatedSTFTDiscriminator(self.stft_channels, window, name=f"stft_{window}")
+            judgements.append(judge(wave_BW))
+        return judgements

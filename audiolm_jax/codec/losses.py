@@ -10,6 +10,7 @@ from audiolm_jax import spectral
 from audiolm_jax.codec.discriminators import Judgement
 
 LOG_FLOOR = 1e-5
+BANDS = ("low", "middle", "high")
 
 
 def _hinge(logits_BT: jax.Array) -> jax.Array:
@@ -25,6 +26,14 @@ def discriminator_loss(real: list[Judgement], fake: list[Judgement]) -> jax.Arra
 def adversarial_loss(fake: list[Judgement]) -> jax.Array:
     """Hinge loss of the codec, which wants its reconstructions taken for real (eq. 2)."""
     return jnp.mean(jnp.stack([_hinge(judgement.logits_BT) for judgement in fake]))
+
+
+def accuracy(real: list[Judgement], fake: list[Judgement]) -> tuple[jax.Array, jax.Array]:
+    """Shares of the logits that are right, above 0 for real and below 0 for fake, averaged as the losses are."""
+    share = lambda right_BT, logits_BT: jnp.mean(right_BT, dtype=logits_BT.dtype)
+    real_shares = [share(one.logits_BT > 0, one.logits_BT) for one in real]
+    fake_shares = [share(one.logits_BT < 0, one.logits_BT) for one in fake]
+    return jnp.mean(jnp.stack(real_shares)), jnp.mean(jnp.stack(fake_shares))
 
 
 def feature_loss(real: list[Judgement], fake: list[Judgement]) -> jax.Array:
@@ -72,9 +81,19 @@ def _log(mel_BTM: jax.Array) -> jax.Array:
 
 def log_mel_distance(target_BW: jax.Array, wave_BW: jax.Array, sample_rate: int) -> jax.Array:
     """Mean absolute difference of log-mel spectrograms (80 bins, 25 ms windows every 10 ms), in nepers: [B, T]."""
+    return jnp.mean(_log_mel_differences(target_BW, wave_BW, sample_rate), axis=-1)
+
+
+def log_mel_distance_by_band(target_BW: jax.Array, wave_BW: jax.Array, sample_rate: int) -> dict[str, jax.Array]:
+    """The mean over `log_mel_distance` in thirds of the mel scale: at 16 kHz up to 0.9, 3.1 and 8 kHz."""
+    thirds = jnp.array_split(_log_mel_differences(target_BW, wave_BW, sample_rate), len(BANDS), axis=-1)
+    return {band: jnp.mean(third_BTM) for band, third_BTM in zip(BANDS, thirds)}
+
+
+def _log_mel_differences(target_BW: jax.Array, wave_BW: jax.Array, sample_rate: int) -> jax.Array:
     window, hop = sample_rate // 40, sample_rate // 100
     mel = lambda x_BW: spectral.mel_spectrogram(x_BW, sample_rate, window, hop, num_mels=80)
-    return jnp.mean(jnp.abs(_log(mel(target_BW)) - _log(mel(wave_BW))), axis=-1)
+    return jnp.abs(_log(mel(target_BW)) - _log(mel(wave_BW)))
 
 
 def si_sdr(target_BW: jax.Array, wave_BW: jax.Array) -> jax.Array:

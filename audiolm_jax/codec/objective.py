@@ -3,25 +3,39 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
 
-from audiolm_jax.codec import losses
+from audiolm_jax.codec import balancer, health, losses
 from audiolm_jax.codec.architecture import Architecture, build_architecture, decode, encode, features
 from audiolm_jax.codec.convolution import initialize
 from audiolm_jax.codec.discriminators import Discriminators, Judgement
 from audiolm_jax.codec.quantizer import QuantizerTraining, fill_masked
+from audiolm_jax.errors import UserError
 from audiolm_jax.objective import Batch, Metrics, Objective, State, Totals
+
+# Losses of the waveform by who says so; the weight of each is the field NAME_weight of a config's `loss`.
+SIMILARITY = ("reconstruction", "waveform")
+DECEPTION = ("adversarial", "feature")
 
 
 def discriminators_from_config(config: ml_collections.ConfigDict) -> Discriminators:
-    """The discriminators that a codec's config describes."""
+    """The discriminators that a codec's config describes.
+
+    Raises:
+      UserError: a window that four hops do not fill.
+    """
     fields = dict(config.discriminator)
     del fields["start_step"]
+    for window in (windows := fields.get("multi_stft_windows", ())):
+        if not isinstance(window, int) or window < 16 or window % 4:
+            where = f"config.discriminator.multi_stft_windows={windows}"
+            raise UserError(f"no window of {window} samples", where, "give multiples of 4 from 16 on")
     return Discriminators(**fields)
 
 
@@ -37,6 +51,11 @@ def soundstream_objective(
 
     One step computes reconstruction and discriminators once and updates both sides from them, each against the other
     as it was before the step. Until `discriminator.start_step` the discriminators stay out of it.
+
+    Metrics, beside the losses: `gradient_norm` and `discriminator_gradient_norm`; `log_mel_low`, `_middle` and `_high`,
+    the reconstruction by band (see `losses.log_mel_distance_by_band`); `accuracy_real` and `accuracy_fake`, how often
+    the discriminators are right; of each level `perplexity_` and `dead_codes_` (replaced in this step); and with
+    `loss.balancer` the losses' `share_` in what moves the codec.
     """
     model = build_architecture(config.model)
     training = _Training(
@@ -50,6 +69,8 @@ def soundstream_objective(
         weights=lambda state: {"generator": state["generator"], "codebooks": state["codebooks"]},
         warm_start=training.warm_start,
         warm_start_batches=math.ceil(config.quantizer.kmeans_frames_per_code * model.codebook_size / frames_per_batch),
+        optional_weights=("discriminator",),
+        symptoms=health.symptoms(model.num_quantizers, model.codebook_size),
     )
 
 
@@ -63,9 +84,20 @@ class _Training:
     generator_optimizer: optax.GradientTransformation
     discriminator_optimizer: optax.GradientTransformation
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of the waveform's losses, by name."""
+        return {name: self.config.loss[f"{name}_weight"] for name in (*SIMILARITY, *DECEPTION)}
+
+    @property
+    def balanced(self) -> bool:
+        """Whether the gradients of the waveform's losses are balanced."""
+        return self.config.loss.get("balancer", False)
+
     def init(self, key: jax.Array) -> State:
         encoder_key, decoder_key, codebook_key, discriminator_key = jax.random.split(key, 4)
-        wave_BW = jnp.zeros((1, max(self.model.hop_length, self.config.discriminator.stft_window)), jnp.float32)
+        windows = (self.config.discriminator.stft_window, *self.discriminators.multi_stft_windows)
+        wave_BW = jnp.zeros((1, max(self.model.hop_length, *windows)), jnp.float32)
         generator = {
             "encoder": initialize(self.model.encoder, encoder_key, wave_BW),
             "decoder": initialize(self.model.decoder, decoder_key, jnp.zeros((1, 1, self.model.embed_dim))),
@@ -81,6 +113,7 @@ class _Training:
             "discriminator": discriminator,
             "generator_opt": self.generator_optimizer.init(generator),
             "discriminator_opt": self.discriminator_optimizer.init(discriminator),
+            **({"balancer": balancer.init(self.weights)} if self.balanced else {}),
         }
 
     def frames_mask(self, batch: Batch) -> jax.Array:
@@ -109,12 +142,12 @@ class _Training:
             max_log2_window=self.config.loss.max_log2_window,
         )
 
-    def similarity(self, wave_BW: jax.Array, target_BW: jax.Array) -> tuple[jax.Array, Metrics]:
-        """Weighted loss of a reconstruction by itself, and its parts."""
-        spectral = jnp.mean(self.spectral_loss(target_BW, wave_BW))
-        waveform = jnp.mean(jnp.abs(target_BW - wave_BW))
-        loss = self.config.loss.reconstruction_weight * spectral + self.config.loss.waveform_weight * waveform
-        return loss, {"reconstruction": spectral, "waveform": waveform}
+    def similarity(self, wave_BW: jax.Array, target_BW: jax.Array) -> Metrics:
+        """The losses of a reconstruction by itself."""
+        return {
+            "reconstruction": jnp.mean(self.spectral_loss(target_BW, wave_BW)),
+            "waveform": jnp.mean(jnp.abs(target_BW - wave_BW)),
+        }
 
     def judge(self, params, wave_BW: jax.Array, target_BW: jax.Array) -> tuple[list[Judgement], list[Judgement]]:
         """Judgements of real and reconstructed waveforms, in one pass over both."""
@@ -125,31 +158,54 @@ class _Training:
         side = lambda index: jax.tree.map(lambda x: x.reshape(batch, 2, *x.shape[1:])[:, index], judgements)
         return side(0), side(1)
 
-    def deception(self, judgements: tuple[list[Judgement], list[Judgement]]) -> tuple[jax.Array, Metrics]:
-        """Weighted loss that the discriminators mean for the codec, and its parts."""
+    def deception(self, judgements: tuple[list[Judgement], list[Judgement]]) -> Metrics:
+        """The losses that the discriminators mean for the codec."""
         real, fake = judgements
-        adversarial, feature = losses.adversarial_loss(fake), losses.feature_loss(real, fake)
-        loss = self.config.loss.adversarial_weight * adversarial + self.config.loss.feature_weight * feature
-        return loss, {"adversarial": adversarial, "feature": feature}
+        return {"adversarial": losses.adversarial_loss(fake), "feature": losses.feature_loss(real, fake)}
+
+    def pulling(self, kind: tuple[str, ...]) -> tuple[str, ...]:
+        """Names of the gradients of a kind of losses: each by itself to be balanced, else their weighted sum as one."""
+        return kind if self.balanced else kind[:1]
+
+    def gradients(self, kind: tuple[str, ...], compute: Callable[[Any], Metrics], at: Any):
+        """(losses of a kind, their gradients by the names of `pulling`)."""
+
+        def pulled(x, name: str):
+            values = compute(x)
+            return values[name] if self.balanced else sum(self.weights[one] * values[one] for one in kind), values
+
+        found = {name: jax.value_and_grad(pulled, has_aux=True)(at, name) for name in self.pulling(kind)}
+        (_, values), _ = found[kind[0]]
+        return values, {name: gradient for name, (_, gradient) in found.items()}
+
+    def combine(self, state: State, wave_grads_BW: dict[str, jax.Array]) -> tuple[jax.Array, State, Metrics]:
+        """(the gradient that goes into the decoder, new entries of the state, metrics)."""
+        if not self.balanced:
+            return jnp.sum(jnp.stack(list(wave_grads_BW.values())), axis=0), {}, {}
+        balanced = balancer.balance(state["balancer"], wave_grads_BW, self.weights)
+        shares = {f"share_{name}": share for name, share in balanced.shares.items()}
+        return balanced.grad_BW, {"balancer": balanced.state}, shares
 
     def compete(self, discriminator, opt_state, wave_BW: jax.Array, target_BW: jax.Array):
-        """(codec's loss, its gradient for the waveform, new discriminator, its optimiser's state, metrics)."""
+        """(metrics, codec's gradients for the waveform by loss, new discriminator, its optimiser's state)."""
         judgements, pull_back = jax.vjp(functools.partial(self.judge, target_BW=target_BW), discriminator, wave_BW)
-        (loss, metrics), to_codec = jax.value_and_grad(self.deception, has_aux=True)(judgements)
-        discriminator_loss, to_discriminator = jax.value_and_grad(lambda x: losses.discriminator_loss(*x))(judgements)
-        wave_grad_BW = pull_back(to_codec)[1]
-        updates, opt_state = self.discriminator_optimizer.update(
-            pull_back(to_discriminator)[0], opt_state, discriminator
+        metrics, to_codec = self.gradients(DECEPTION, self.deception, judgements)
+        metrics["discriminator"], to_discriminator = jax.value_and_grad(lambda x: losses.discriminator_loss(*x))(
+            judgements
         )
-        metrics["discriminator"] = discriminator_loss
-        return loss, wave_grad_BW, optax.apply_updates(discriminator, updates), opt_state, metrics
+        metrics["accuracy_real"], metrics["accuracy_fake"] = losses.accuracy(*judgements)
+        wave_grads_BW = {name: pull_back(gradient)[1] for name, gradient in to_codec.items()}
+        grads = pull_back(to_discriminator)[0]
+        metrics["discriminator_gradient_norm"] = optax.tree.norm(grads)
+        updates, opt_state = self.discriminator_optimizer.update(grads, opt_state, discriminator)
+        return metrics, wave_grads_BW, optax.apply_updates(discriminator, updates), opt_state
 
     def wait(self, discriminator, opt_state, wave_BW: jax.Array, target_BW: jax.Array):
         """What `compete` returns, before the discriminators take part."""
         del target_BW
-        zero = jnp.zeros((), wave_BW.dtype)
-        metrics = {name: zero for name in ("adversarial", "feature", "discriminator")}
-        return zero, jnp.zeros_like(wave_BW), discriminator, opt_state, metrics
+        names = (*DECEPTION, "discriminator", "accuracy_real", "accuracy_fake", "discriminator_gradient_norm")
+        metrics = dict.fromkeys(names, jnp.zeros((), wave_BW.dtype))
+        return metrics, dict.fromkeys(self.pulling(DECEPTION), jnp.zeros_like(wave_BW)), discriminator, opt_state
 
     def step(self, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
         target_BW = batch["wave_BW"]
@@ -158,13 +214,15 @@ class _Training:
             state["generator"],
             has_aux=True,
         )
-        (loss, metrics), wave_grad_BW = jax.value_and_grad(self.similarity, has_aux=True)(wave_BW, target_BW)
+        similarity = functools.partial(self.similarity, target_BW=target_BW)
+        metrics, wave_grads_BW = self.gradients(SIMILARITY, similarity, wave_BW)
         started = state["step"] >= self.config.discriminator.start_step
-        deception_loss, deception_grad_BW, discriminator, discriminator_opt, more_metrics = jax.lax.cond(
+        more_metrics, more_grads_BW, discriminator, discriminator_opt = jax.lax.cond(
             started, self.compete, self.wait, state["discriminator"], state["discriminator_opt"], wave_BW, target_BW
         )
+        wave_grad_BW, balancer_state, shares = self.combine(state, {**wave_grads_BW, **more_grads_BW})
         commitment_weight = self.config.quantizer.commitment_weight
-        (grads,) = pull_back((wave_grad_BW + deception_grad_BW, jnp.full_like(commitment, commitment_weight)))
+        (grads,) = pull_back((wave_grad_BW, jnp.full_like(commitment, commitment_weight)))
         updates, generator_opt = self.generator_optimizer.update(grads, state["generator_opt"], state["generator"])
         new_state = {
             "step": state["step"] + 1,
@@ -173,14 +231,16 @@ class _Training:
             "discriminator": discriminator,
             "generator_opt": generator_opt,
             "discriminator_opt": discriminator_opt,
+            **balancer_state,
         }
-        total = loss + deception_loss + commitment_weight * commitment
-        metrics = {"loss": total, **metrics, **more_metrics, "commitment": commitment}
+        metrics |= {**more_metrics, **shares, "commitment": commitment, "gradient_norm": optax.tree.norm(grads)}
+        loss = sum(weight * metrics[name] for name, weight in self.weights.items()) + commitment_weight * commitment
+        for band, distance in losses.log_mel_distance_by_band(target_BW, wave_BW, self.model.sample_rate).items():
+            metrics[f"log_mel_{band}"] = distance
         for level in range(self.model.num_quantizers):
             metrics[f"perplexity_{level}"] = quantized.perplexity_Q[level]
             metrics[f"dead_codes_{level}"] = quantized.dead_Q[level]
-        metrics["gradient_norm"] = optax.tree.norm(grads)
-        return new_state, metrics
+        return new_state, {"loss": loss, **metrics}
 
     def eval_step(self, state: State, batch: Batch, key: jax.Array) -> Totals:
         """Totals over rows of the spectral loss ("loss") and SI-SDR, over frames of the log-mel distance."""

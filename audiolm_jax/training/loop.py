@@ -21,8 +21,9 @@ from audiolm_jax.errors import Diverged, UserError
 from audiolm_jax.objective import State
 from audiolm_jax.training import registry, sharding
 from audiolm_jax.training.checkpoint import Checkpoints
-from audiolm_jax.training.metrics import Clock, MetricsWriter, StepLog
+from audiolm_jax.training.metrics import Clock, MetricsWriter, StepLog, read_metrics
 from audiolm_jax.training.step import build_program, model_flops, with_average
+from audiolm_jax.training.watch import Watch
 
 CONFIG_FILE = "config.json"
 # What may differ between a run and its resumption; see `check_resumable`.
@@ -173,8 +174,10 @@ class _Run:
 
     def _loop(self, state: State, done: int, batches, checkpoints, writer, bar, profiler, stop: _StopSignals) -> int:
         config, clock = self.config, self.clock
+        rows = read_metrics(self.folder) if done and writer is not None else []
+        watch = Watch(self.program.objective.symptoms, rows, report)
         with clock.measure("compile"):
-            log = StepLog(writer, bar, clock, self._utilization_per_step())
+            log = StepLog(writer, watch, bar, clock, self._utilization_per_step())
         take_step = None
         for step in range(done + 1, config.num_train_steps + 1):
             with clock.measure("data"):
@@ -234,7 +237,10 @@ class _Run:
         if self.config.init_from:
             from audiolm_jax.parts import read_part  # A part is read through the objectives: not at import.
 
-            weights = read_part(self.config.init_from).weights_for(abstract_state, objective)
+            weights = read_part(self.config.init_from, for_training=True).weights_for(abstract_state, objective)
+            for name in objective.optional_weights:
+                if name not in weights and self.writes:
+                    report(f"{name}: not saved in {self.config.init_from}, or of another shape: it starts afresh")
             places = {name: abstract_state[name] for name in weights}
             state = {**state, **jax.tree.map(_put, weights, places)}
         elif objective.warm_start is not None:

@@ -16,6 +16,7 @@ import numpy as np
 from etils import epath
 
 from audiolm_jax import files
+from audiolm_jax.training.watch import Watch
 
 FILE, PARTS = "metrics.jsonl", "metrics"
 
@@ -135,13 +136,16 @@ class StepLog:
 
     Args:
       writer: None in the processes that write nothing.
+      watch: over what is written.
       bar: progress.
       clock: of the process.
       utilization_per_step: a step's model FLOPs over what all devices can do in a second; None where it is unknown.
     """
 
-    def __init__(self, writer: MetricsWriter | None, bar, clock: Clock, utilization_per_step: float | None):
-        self._writer, self._bar, self._clock = writer, bar, clock
+    def __init__(
+        self, writer: MetricsWriter | None, watch: Watch, bar, clock: Clock, utilization_per_step: float | None
+    ):
+        self._writer, self._watch, self._bar, self._clock = writer, watch, bar, clock
         self._utilization_per_step = utilization_per_step
         self._pending: tuple[int, dict[str, Any]] | None = None
         self._last = (clock.seconds()["seconds_step"], bar.n)
@@ -167,6 +171,6 @@ class StepLog:
         if self._utilization_per_step is not None:
             timing["model_flops_utilization"] = self._utilization_per_step * timing["steps_per_second"]
         if self._writer is not None:
-            self._writer.write(step, {**values, **timing})
+            self._writer.write(step, {**values, **self._watch.look(step, values), **timing})
         self._bar.set_postfix(loss=f"{float(values['loss']):.4g}", refresh=False)
         return values

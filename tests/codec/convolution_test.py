@@ -12,24 +12,26 @@ from audiolm_jax.codec.convolution import convolve, initialize
 
 
 @pytest.mark.parametrize(
-    "x_shape, kernel_shape, strides, padding, groups",
+    "x_shape, kernel_shape, strides, padding, groups, dilations",
     [
-        ((2, 101, 8), (41, 8, 6), (4,), "SAME", 1),
-        ((2, 101, 8), (41, 2, 12), (4,), "SAME", 4),
-        ((2, 7, 4), (15, 2, 8), (1,), "SAME", 2),
-        ((2, 7, 9, 3), (4, 4, 3, 5), (2, 2), "SAME", 1),
-        ((2, 8, 10, 3), (1, 1, 3, 5), (2, 2), "SAME", 1),
-        ((2, 7, 9, 3), (1, 9, 3, 5), (1, 1), "VALID", 1),
+        ((2, 101, 8), (41, 8, 6), (4,), "SAME", 1, None),
+        ((2, 101, 8), (41, 2, 12), (4,), "SAME", 4, None),
+        ((2, 7, 4), (15, 2, 8), (1,), "SAME", 2, None),
+        ((2, 7, 9, 3), (4, 4, 3, 5), (2, 2), "SAME", 1, None),
+        ((2, 8, 10, 3), (1, 1, 3, 5), (2, 2), "SAME", 1, None),
+        ((2, 7, 9, 3), (1, 9, 3, 5), (1, 1), "VALID", 1, None),
+        ((2, 11, 10, 3), (3, 9, 3, 5), (1, 2), "SAME", 1, (4, 1)),
+        ((2, 30, 9, 4), (3, 4, 2, 6), (2, 3), "SAME", 2, (3, 2)),
     ],
 )
-def test_gradients_equal_jaxs_own(x_shape, kernel_shape, strides, padding, groups):
+def test_gradients_equal_jaxs_own(x_shape, kernel_shape, strides, padding, groups, dilations):
     keys = jax.random.split(jax.random.key(0), 3)
     x, kernel = jax.random.normal(keys[0], x_shape), jax.random.normal(keys[1], kernel_shape)
     layout = ("NWC", "WIO", "NWC") if len(strides) == 1 else ("NHWC", "HWIO", "NHWC")
 
     def reference(x, kernel):
         return jax.lax.conv_general_dilated(
-            x, kernel, strides, padding, dimension_numbers=layout, feature_group_count=groups
+            x, kernel, strides, padding, rhs_dilation=dilations, dimension_numbers=layout, feature_group_count=groups
         )
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -37,7 +39,7 @@ def test_gradients_equal_jaxs_own(x_shape, kernel_shape, strides, padding, group
         value, pull_back = jax.vjp(function, x, kernel)
         return value, *pull_back(jax.random.normal(keys[2], value.shape))
 
-    ours = value_and_gradients(lambda x, kernel: convolve(x, kernel, strides, padding, groups), x, kernel)
+    ours = value_and_gradients(lambda x, kernel: convolve(x, kernel, strides, padding, groups, dilations), x, kernel)
     for own, jaxs in zip(ours, value_and_gradients(reference, x, kernel), strict=True):
         np.testing.assert_allclose(own, jaxs, rtol=1e-4, atol=1e-4)
 

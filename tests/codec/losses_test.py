@@ -24,6 +24,12 @@ def test_hinge_losses():
     assert losses.adversarial_loss(fake) == pytest.approx((2.0 + 0.5) / 2)
 
 
+def test_accuracy_is_averaged_over_discriminators():
+    real = [judgement([2.0, 0.5, -1.0, 3.0]), judgement([-1.0])]
+    fake = [judgement([-2.0, 0.0]), judgement([-0.5])]
+    assert losses.accuracy(real, fake) == (pytest.approx((0.75 + 0.0) / 2), pytest.approx((0.5 + 1.0) / 2))
+
+
 def test_feature_loss_averages_over_layers_of_all_discriminators():
     real = [judgement([0.0], [[1.0, 2.0]], [[0.0]]), judgement([0.0], [[5.0]])]
     fake = [judgement([0.0], [[2.0, 4.0]], [[3.0]]), judgement([0.0], [[5.0]])]
@@ -71,6 +77,20 @@ def test_log_mel_distance_of_a_gain_is_its_logarithm():
     distance_BT = losses.log_mel_distance(wave_BW, wave_BW * 2.0, 16_000)
     assert distance_BT.shape == (1, 25)
     np.testing.assert_allclose(distance_BT, np.log(2.0), rtol=1e-3)
+
+
+def test_log_mel_distance_by_band_is_that_of_thirds_of_the_filters():
+    target_BW, wave_BW = np.random.default_rng().standard_normal((2, 2, 4000)).astype(np.float32)
+    found = losses.log_mel_distance_by_band(jnp.asarray(target_BW), jnp.asarray(wave_BW), 16_000)
+    filters_FM = spectral.mel_filterbank(201, 80, 16_000)
+    hann_w = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 400)
+    frames = lambda wave_W: np.stack([np.pad(wave_W, (0, 400))[start : start + 400] for start in range(0, 4000, 160)])
+    mel = lambda wave_W: np.log(np.maximum(np.abs(np.fft.rfft(frames(wave_W) * hann_w)) @ filters_FM, 1e-5))
+    distance_M = np.mean([np.abs(mel(a) - mel(b)) for a, b in zip(target_BW, wave_BW)], axis=(0, 1))
+    expected = {"low": distance_M[:27].mean(), "middle": distance_M[27:54].mean(), "high": distance_M[54:].mean()}
+    assert found == {band: pytest.approx(value, rel=1e-3) for band, value in expected.items()}
+    centres_M = np.arange(201) @ filters_FM / filters_FM.sum(axis=0) * 40
+    assert centres_M[26] < 930 < centres_M[28] and centres_M[53] < 3100 < centres_M[55]
 
 
 def test_si_sdr_of_known_noise():

@@ -46,15 +46,20 @@ def changed(before, after):
     return any(bool(jnp.any(a != b)) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
 
 
-def test_a_step_descends_the_gradients_of_both_sides(float64):
-    """One SGD step of size 1 moves each side by the gradient of its loss against the other, as it was."""
-    config = small_config()
+@pytest.mark.parametrize("balancer", [False, True])
+def test_a_step_descends_the_gradients_of_both_sides(balancer, float64):
+    """One SGD step of size 1 moves each side by the gradient of its loss against the other, as it was.
+
+    With the balancer, a loss counts by its weight's share over the norm of its gradient for the waveform.
+    """
+    config = small_config(waveform_scales=1, multi_stft_windows=(64,) if balancer else ())
     config.quantizer.dropout = False
-    config.loss.waveform_weight = 2.0
+    config.loss.update({"waveform_weight": 2.0, "balancer": balancer})
     objective, state = build(config, optax.sgd(1.0))
     state = jax.tree.map(lambda x: x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x, state)
     model, discriminators = SoundStreamConfig(**config.model), discriminators_from_config(config)
     wave_BW, key = jnp.asarray(tones(), jnp.float64), jax.random.key(1)
+    weights = {"reconstruction": 1.0, "waveform": 2.0, "adversarial": 1.0, "feature": 100.0}
 
     def reconstruct(generator):
         x_BTD = Encoder(model).apply({"params": generator["encoder"]}, wave_BW)
@@ -66,35 +71,52 @@ def test_a_step_descends_the_gradients_of_both_sides(float64):
     def judge(params, wave_BW):
         return discriminators.apply({"params": params}, wave_BW)
 
-    def generator_loss(generator):
-        found_BW, commitment = reconstruct(generator)
+    def losses_of(found_BW):
         real, fake = judge(state["discriminator"], wave_BW), judge(state["discriminator"], found_BW)
         settings = {name: config.loss[name] for name in ("num_mels", "min_log2_window", "max_log2_window")}
-        spectral_B = losses.reconstruction_loss(wave_BW, found_BW, sample_rate=16_000, **settings)
-        return (
-            jnp.mean(spectral_B)
-            + 2.0 * jnp.mean(jnp.abs(wave_BW - found_BW))
-            + losses.adversarial_loss(fake)
-            + 100.0 * losses.feature_loss(real, fake)
-            + commitment
-        )
+        return {
+            "reconstruction": jnp.mean(losses.reconstruction_loss(wave_BW, found_BW, sample_rate=16_000, **settings)),
+            "waveform": jnp.mean(jnp.abs(wave_BW - found_BW)),
+            "adversarial": losses.adversarial_loss(fake),
+            "feature": losses.feature_loss(real, fake),
+        }
+
+    def generator_loss(generator, factors):
+        found_BW, commitment = reconstruct(generator)
+        values = losses_of(found_BW)
+        return sum(factors[name] * values[name] for name in weights) + commitment
 
     def discriminator_loss(params):
         return losses.discriminator_loss(judge(params, wave_BW), judge(params, reconstruct(state["generator"])[0]))
 
     @jax.jit
     def expectations(state):
-        losses_and_names = ((generator_loss, "generator"), (discriminator_loss, "discriminator"))
-        return {name: jax.value_and_grad(loss)(state[name]) for loss, name in losses_and_names}
+        factors = weights
+        if balancer:
+            grads_BW = jax.jacrev(losses_of)(reconstruct(state["generator"])[0])
+            norms = {name: jnp.sum(jnp.linalg.norm(grads_BW[name], axis=1)) for name in weights}
+            factors = {name: weight / sum(weights.values()) / norms[name] for name, weight in weights.items()}
+        return {
+            "generator": (
+                generator_loss(state["generator"], weights),
+                jax.grad(generator_loss)(state["generator"], factors),
+            ),
+            "discriminator": jax.value_and_grad(discriminator_loss)(state["discriminator"]),
+        }
 
     new_state, metrics = jax.jit(objective.step)(state, {"wave_BW": wave_BW}, key)
     for name, (value, grads) in expectations(state).items():
         assert metrics["loss" if name == "generator" else "discriminator"] == pytest.approx(float(value), rel=1e-9)
+        prefix = "" if name == "generator" else "discriminator_"
+        assert metrics[f"{prefix}gradient_norm"] == pytest.approx(float(optax.tree.norm(grads)), rel=1e-7)
         expected = jax.tree.map(lambda parameter, grad: parameter - grad, state[name], grads)
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-7, atol=1e-9), new_state[name], expected)
         assert changed(state[name], new_state[name])
     assert {leaf.dtype for leaf in jax.tree.leaves(new_state["generator"])} == {jnp.dtype("float64")}
     assert new_state["step"] == 1 and new_state["step"].dtype == jnp.int32
+    shares = {name: float(value) for name, value in metrics.items() if name.startswith("share_")}
+    expected_shares = {f"share_{name}": weight / 104 for name, weight in weights.items()} if balancer else {}
+    assert shares == {name: pytest.approx(share, rel=1e-6) for name, share in expected_shares.items()}
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +145,12 @@ def test_discriminators_wait_for_their_start(trained):
     assert not changed(start["discriminator"], states[20]["discriminator"])
     assert not changed(start["discriminator_opt"], states[20]["discriminator_opt"])
     assert changed(start["discriminator"], states[21]["discriminator"])
-    assert [row["discriminator"] > 0 for row in history] == [False] * 20 + [True] * 10
+    for name in ("discriminator", "adversarial", "discriminator_gradient_norm"):
+        assert [row[name] > 0 for row in history] == [False] * 20 + [True] * 10
+    accuracies = np.array([[row["accuracy_real"], row["accuracy_fake"]] for row in history])
+    assert (
+        np.all(accuracies[:20] == 0) and np.all((accuracies >= 0) & (accuracies <= 1)) and np.any(accuracies[20:] > 0)
+    )
 
 
 def test_metrics_are_scalars_and_name_every_level(trained):
@@ -131,6 +158,7 @@ def test_metrics_are_scalars_and_name_every_level(trained):
     assert {np.shape(value) for value in history[0].values()} == {()}
     assert {"loss", "reconstruction", "adversarial", "feature", "commitment", "discriminator"} <= set(history[0])
     assert {"perplexity_0", "perplexity_1", "dead_codes_0", "dead_codes_1"} <= set(history[0])
+    assert {"log_mel_low", "log_mel_middle", "log_mel_high", "gradient_norm"} <= set(history[0])
     assert all(np.isfinite(value) for row in history for value in row.values())
 
 

@@ -7,6 +7,9 @@ import subprocess
 import sys
 import time
 
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from audiolm_jax.errors import UserError
@@ -55,6 +58,20 @@ def start_and_wait_for_step(arguments, workdir, step):
     raise AssertionError(f"step {step} not reached: {process.communicate()[1].decode()[-2000:]}")
 
 
+# What a codec's state can hold, codes that die, and the watch's averages.
+MORE_STATE = {
+    "soundstream": {
+        "loss.balancer": True, "ema_decay": 0.9, "quantizer.dead_code_share": 0.5,
+        "discriminator.multi_stft_windows": (64,),
+    }
+}  # fmt: skip
+
+
+def final_state(workdir):
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        return jax.tree.map(np.asarray, checkpointer.restore(find_checkpoint(workdir) / "state"))
+
+
 def losses(workdir):
     return [{k: v for k, v in row.items() if not is_timing(k)} for row in read_metrics(workdir)]
 
@@ -65,9 +82,10 @@ def losses(workdir):
 )
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(objective, data, tmp_path):
     steps = 40
-    whole = run(command(objective, data, tmp_path / "whole", num_train_steps=steps))
+    fields = {"num_train_steps": steps, **MORE_STATE.get(objective, {})}
+    whole = run(command(objective, data, tmp_path / "whole", **fields))
     assert whole.returncode == 0, whole.stderr[-2000:]
-    arguments = command(objective, data, tmp_path / "killed", num_train_steps=steps)
+    arguments = command(objective, data, tmp_path / "killed", **fields)
     process = start_and_wait_for_step(arguments, tmp_path / "killed", 6)
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -77,6 +95,12 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(objective, data, tm
     expected = losses(tmp_path / "whole")
     assert [row["step"] for row in expected] == list(range(1, steps + 1))
     assert losses(tmp_path / "killed") == expected
+    state = final_state(tmp_path / "whole")
+    jax.tree.map(np.testing.assert_array_equal, final_state(tmp_path / "killed"), state)
+    if objective == "soundstream":
+        assert {"generator_opt", "discriminator_opt", "balancer", "codebooks", "ema"} <= set(state)
+        replaced = [row["dead_codes_0"] + row["dead_codes_1"] + row["dead_codes_2"] for row in expected]
+        assert sum(replaced[:20]) and sum(replaced[20:]) and expected[-1]["share_adversarial"] > 0
 
 
 def test_sigterm_saves_and_exits_143(data, tmp_path):

@@ -237,22 +237,26 @@ def types_of_products(jaxpr):
 @pytest.mark.parametrize(
     "objective", ["semantic", *(pytest.param(o, marks=pytest.mark.slow) for o in ("soundstream", "w2v_bert"))]
 )
-def test_init_from_starts_from_another_run_s_weights(objective, data, tmp_path):
+def test_init_from_starts_from_another_run_s_weights(objective, data, tmp_path, capsys):
     recordings = objective in ("soundstream", "w2v_bert")
     data = str(tiny.write_recordings(tmp_path / "recordings")) if recordings else data
     steps = {"num_train_steps": 3, "log_every_steps": 1, "eval_every_steps": 3, "checkpoint_every_steps": 3}
     config = tiny.config_of(objective, data_dir=data, **steps)
     assert loop.train(config, tmp_path / "first") == 0
-    first = read_part(tmp_path / "first").weights
+    part = read_part(tmp_path / "first", for_training=True)
+    first = part.weights
     still = tiny.config_of(objective, data_dir=data, init_from=str(tmp_path / "first"), **steps)
     for optimizer in (still.optimizer, still.get("discriminator_optimizer", still.optimizer)):
         optimizer.update({"learning_rate": 0.0, "weight_decay": 0.0, "warmup_steps": 0})
     still.num_train_steps = 1
     assert loop.train(still, tmp_path / "second") == 0
-    second = read_part(tmp_path / "second").weights
+    second = read_part(tmp_path / "second", for_training=True)
     kept = {"params", "generator", "statistics"} & set(first)
     for name in kept:
-        jax.tree.map(np.testing.assert_array_equal, second[name], first[name])
+        jax.tree.map(np.testing.assert_array_equal, second.weights[name], first[name])
+    assert set(part.training) == ({"discriminator"} if objective == "soundstream" else set())
+    jax.tree.map(np.testing.assert_array_equal, second.training, part.training)
+    assert "starts afresh" not in capsys.readouterr().err
     fresh = tiny.config_of(objective, data_dir=data, **steps)
     fresh.num_train_steps, fresh.optimizer.learning_rate = 1, 0.0
     loop.train(fresh, tmp_path / "fresh")
