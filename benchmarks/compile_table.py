@@ -30,7 +30,7 @@ TINY = (
 )  # fmt: skip
 PAIRS = [
     *((config, topology) for topology in TOPOLOGIES for config in LARGE),
-    *((config, "v5e:1x1") for config in TINY),
+    *((config, "v5e:2x2") for config in TINY),
     *((config, topology) for topology in TOPOLOGIES for config in CODECS),
 ]
 
