@@ -230,11 +230,11 @@ def _checked_lengths(lengths_B, batch: int, size: int) -> np.ndarray:
 
 
 def _bucket(num_frames: int) -> int:
-    """The next of eight lengths an octave (from 64 frames on), so that few lengths are compiled and little is padding.
+    """The next of eight lengths an octave (from 32 frames on), so that few lengths are compiled and little is padding.
 
     The padding changes nothing that is kept: frames do not depend on what follows them, or know where a row ends.
     """
-    step = max(8, 2 ** (max(num_frames - 1, 1).bit_length() - 4))
+    step = max(4, 2 ** (max(num_frames - 1, 1).bit_length() - 4))
     return max(1, -(-num_frames // step)) * step
 
 
