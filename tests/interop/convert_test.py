@@ -1,5 +1,6 @@
 """`audiolm convert`: a folder that every command takes, or one line that says why not."""
 
+import jax
 import numpy as np
 import pytest
 import safetensors.torch
@@ -12,6 +13,9 @@ from audiolm_jax.config import load_config
 from audiolm_jax.errors import UserError
 from audiolm_jax.interop.convert import convert
 from audiolm_jax.parts import read_part
+from audiolm_jax.training.loop import train
+from audiolm_jax.training.metrics import read_metrics
+from tests import tiny
 from tests.interop import parity
 
 
@@ -45,6 +49,27 @@ def test_the_result_is_a_codec_to_load_and_to_train_on(source, tmp_path):
     assert part.kind == part.config.objective == "soundstream"
     assert set(part.config) == set(load_config("soundstream_base"))
     assert run("convert", f"--source={source}", f"--output={output}") == 2
+
+
+@pytest.mark.slow
+def test_a_converted_codec_is_fine_tuned_by_its_own_config(source, tmp_path, capsys):
+    convert(source, tmp_path / "codec")
+    recordings = tiny.write_recordings(tmp_path / "recordings", (1.0, 1.2))
+    overrides = {
+        "init_from": tmp_path / "codec", "data_dir": recordings, "num_train_steps": 2, "batch_size": 2,
+        "log_every_steps": 1, "crop_seconds": 0.02, "optimizer.learning_rate": 1e-3, "quantizer.dropout": False,
+        "discriminator.stft_channels": 1, "discriminator.waveform_channels": (2, 2, 2),
+    }  # fmt: skip
+    config = load_config(str(tmp_path / "codec"), [f"--config.{name}={value}" for name, value in overrides.items()])
+    assert train(config, tmp_path / "tuned") == 0
+    assert "discriminator: not saved in" in capsys.readouterr().err
+    rows = read_metrics(tmp_path / "tuned")
+    assert [row["skipped_steps"] for row in rows] == [0, 0] and rows[0]["discriminator"] > 0
+    before, after = (read_part(tmp_path / name).weights["generator"] for name in ("codec", "tuned"))
+    moved = jax.tree.map(lambda a, b: np.max(np.abs(a - b)), before, after)
+    # Adam moves every weight that counts by its learning rate a step, and none that began elsewhere.
+    assert 5e-4 < max(jax.tree.leaves(moved)) < 2.5e-3
+    audiolm_jax.load_codec(tmp_path / "tuned")
 
 
 def remove(folder):
