@@ -95,6 +95,12 @@ def _backward(strides, padding, groups, dilations, saved, grad):
 convolve.defvjp(_forward, _backward)
 
 
+def masked(x: jax.Array, lengths_B: jax.Array) -> jax.Array:
+    """`x` [B, T, ...] with zeros from each row's length on: what padding is to a convolution."""
+    inside_BT = jnp.arange(x.shape[1]) < lengths_B[:, None]
+    return jnp.where(inside_BT.reshape(*inside_BT.shape, *(1,) * (x.ndim - 2)), x, 0.0)
+
+
 def elu(x: jax.Array) -> jax.Array:
     """x, but exp(x) − 1 below 0: half as long on a CPU as by expm1, and as exact as numbers near 1 are."""
     return jnp.maximum(x, 0) + (jnp.exp(jnp.minimum(x, 0)) - 1)

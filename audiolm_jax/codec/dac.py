@@ -20,7 +20,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from audiolm_jax.codec.convolution import parameters_of
+from audiolm_jax.codec.convolution import masked, parameters_of
 from audiolm_jax.codec.factorised import FactorisedQuantizer
 from audiolm_jax.codec.snake import Snake
 from audiolm_jax.codec.soundstream import DILATIONS, causal_conv_transpose
@@ -125,12 +125,6 @@ def _down_length(length, stride: int):
 
 def _up_length(length, stride: int):
     return (length + 1) * stride - 2 * _cut(stride)
-
-
-def masked(x: jax.Array, lengths_B: jax.Array) -> jax.Array:
-    """`x` [B, T, ...] with zeros from each row's length on."""
-    inside_BT = jnp.arange(x.shape[1]) < lengths_B[:, None]
-    return jnp.where(inside_BT.reshape(*inside_BT.shape, *(1,) * (x.ndim - 2)), x, 0.0)
 
 
 def _conv(x_BTC: jax.Array, kernel_kIO: jax.Array, padding: int, stride: int = 1, dilation: int = 1) -> jax.Array:

@@ -1,7 +1,6 @@
 """EnCodec: SEANet's convolutions around an LSTM and a residual quantizer (Défossez et al., arXiv 2210.13438)."""
 
 import dataclasses
-import math
 
 from audiolm_jax.codec import seanet
 from audiolm_jax.codec.quantizer import ResidualQuantizer
@@ -10,11 +9,6 @@ from audiolm_jax.codec.quantizer import ResidualQuantizer
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncodecConfig(seanet.SeanetConfig):
     """Architecture of the codec: the fields of a config's `model`; see `SeanetConfig`."""
-
-    @property
-    def hop_length(self) -> int:
-        """Samples per frame."""
-        return math.prod(self.strides)
 
     @property
     def encoder(self) -> seanet.Encoder:
@@ -41,11 +35,3 @@ class EncodecConfig(seanet.SeanetConfig):
     def reach(self) -> None:
         """A decoded sample depends on all frames: on those before it by the LSTM."""
         return None
-
-    def num_frames(self, num_samples):
-        """Frames of so many samples (an integer or an array of them)."""
-        return -(-num_samples // self.hop_length)
-
-    def num_samples(self, num_frames):
-        """Samples that so many frames are decoded to."""
-        return num_frames * self.hop_length

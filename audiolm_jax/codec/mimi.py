@@ -107,14 +107,6 @@ class MimiConfig(seanet.SeanetConfig):
         """A decoded sample depends on all frames: each layer of the Transformer sees a window before the last one's."""
         return None
 
-    def num_frames(self, num_samples):
-        """Frames of so many samples (an integer or an array of them)."""
-        return -(-num_samples // self.hop_length)
-
-    def num_samples(self, num_frames):
-        """Samples that so many frames are decoded to."""
-        return num_frames * self.hop_length
-
 
 class Encoder(nn.Module):
     """Waveform [B, W] -> frame vectors [B, ceil(W / hop), D]; `lengths_B`: samples of each row."""

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from audiolm_jax.codec.convolution import elu
+from audiolm_jax.codec.convolution import elu, masked
 from audiolm_jax.codec.soundstream import remember
 from audiolm_jax.errors import UserError
 
@@ -73,6 +73,19 @@ class SeanetConfig:
         if self.pad_mode not in PAD_MODES:
             where = f"config.model.pad_mode={self.pad_mode}"
             raise UserError("unknown padding", where, f"use one of {', '.join(PAD_MODES)}")
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per frame."""
+        return math.prod(self.strides)
+
+    def num_frames(self, num_samples):
+        """Frames of so many samples (an integer or an array of them)."""
+        return -(-num_samples // self.hop_length)
+
+    def num_samples(self, num_frames):
+        """Samples that so many frames are decoded to."""
+        return num_frames * self.hop_length
 
 
 def extended(
@@ -152,11 +165,6 @@ def overlap_add(x_BTI: jax.Array, kernel_kIO: jax.Array, stride: int, groups: in
     return (now_BTsO + next_BTsO).reshape(batch, (frames + 1) * stride, -1)
 
 
-def mask(x_BTC: jax.Array, lengths_B: jax.Array) -> jax.Array:
-    """Zeros beyond each row's length."""
-    return jnp.where((jnp.arange(x_BTC.shape[1]) < lengths_B[:, None])[..., None], x_BTC, 0)
-
-
 class Conv(nn.Module):
     """A convolution with its padding: [B, T, I] -> [B, ceil(T / stride), O]; a row's length becomes the same.
 
@@ -232,7 +240,7 @@ class ConvTranspose(nn.Module):
         right = math.ceil(self.stride * config.trim_right_ratio) if config.causal else self.stride // 2
         left = self.stride - right
         if left or config.group_norm:
-            x_BTC = mask(x_BTC, lengths_B)
+            x_BTC = masked(x_BTC, lengths_B)
         past_B1C = remember(self, x_BTC, 1)
         if past_B1C is not None:
             x_BTC, left = jnp.concatenate([past_B1C, x_BTC], axis=1), left + self.stride
@@ -264,8 +272,8 @@ class GroupNorm(nn.Module):
         scale_C = self.param("scale", scale_init, (channels,), jnp.float32)
         bias_C = self.param("bias", bias_init, (channels,), jnp.float32)
         count_B11 = jnp.maximum(lengths_B, 1)[:, None, None] * channels
-        mean_B11 = jnp.sum(mask(x_BTC, lengths_B), axis=(1, 2), keepdims=True) / count_B11
-        deviation_BTC = mask(x_BTC - mean_B11, lengths_B)
+        mean_B11 = jnp.sum(masked(x_BTC, lengths_B), axis=(1, 2), keepdims=True) / count_B11
+        deviation_BTC = masked(x_BTC - mean_B11, lengths_B)
         variance_B11 = jnp.sum(jnp.square(deviation_BTC), axis=(1, 2), keepdims=True) / count_B11
         return deviation_BTC * jax.lax.rsqrt(variance_B11 + 1e-5) * scale_C + bias_C
 

@@ -8,7 +8,7 @@ import pytest
 
 from audiolm_jax.codec.codec import Codec
 from audiolm_jax.codec.convolution import initialize
-from audiolm_jax.codec.soundstream import Decoder, Encoder, SoundStreamConfig
+from audiolm_jax.codec.soundstream import STREAM, Decoder, Encoder, SoundStreamConfig
 from audiolm_jax.errors import UserError
 
 MODEL = {
@@ -76,6 +76,24 @@ def test_encoding_chunk_by_chunk_is_encoding_all(codec, hops):
         codes_BTQ, state = codec.encode_chunk(wave_BW[:, start : start + 10 * hops], state)
         pieces.append(codes_BTQ)
     np.testing.assert_array_equal(np.concatenate(pieces, axis=1), codec.encode(wave_BW))
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 1e-5), (jnp.float64, 1e-13)])
+def test_frames_of_a_stream_are_those_of_the_whole(codec, float64, dtype, tolerance):
+    """Before they are quantized; so codes can differ where two are equally near, to within the tolerance."""
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), codec.weights["generator"]["encoder"])
+    wave_BW = jnp.asarray(waves(2, 340), dtype)
+    whole_BTD = codec.config.encoder.apply({"params": params}, wave_BW)
+    for hops in (1, 3, 17):
+        state, pieces = {}, []
+        for start in range(0, 340, 10 * hops):
+            variables = {"params": params, STREAM: state}
+            chunk_BW = wave_BW[:, start : start + 10 * hops]
+            x_BTD, variables = codec.config.encoder.apply(variables, chunk_BW, mutable=[STREAM])
+            state = variables[STREAM]
+            pieces.append(x_BTD)
+        assert pieces[0].dtype == dtype
+        np.testing.assert_allclose(np.concatenate(pieces, axis=1), whole_BTD, atol=tolerance)
 
 
 def test_a_row_of_a_ragged_batch_is_that_recording_alone(codec):
