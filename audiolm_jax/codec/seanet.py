@@ -5,7 +5,7 @@ Tagliasacchi et al., "SEANet" (arXiv 2009.02095); Défossez et al., "High Fideli
 strides, and a row of a ragged batch gets its padding where it ends, so that it comes out as that recording alone.
 
 Shape suffixes: B batch, W waveform samples, T frames (of any rate), C channels, D embedding, k kernel taps, I and O
-channels in and out, G groups, P padding.
+channels in and out, P padding.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from audiolm_jax.codec.convolution import elu, masked
-from audiolm_jax.codec.soundstream import remember
+from audiolm_jax.codec.soundstream import causal_conv_transpose, remember
 from audiolm_jax.errors import UserError
 
 PAD_MODES = ("constant", "replicate", "reflect")
@@ -141,30 +141,6 @@ def mirrored(
     return jnp.where((sources_BP < lengths_B1)[..., None], found_BPC, 0)
 
 
-def overlap_add(x_BTI: jax.Array, kernel_kIO: jax.Array, stride: int, groups: int = 1) -> jax.Array:
-    """Transposed convolution with k = 2 · stride, whole: output[t · stride + i] += x[t] @ kernel[i].
-
-    One matrix product and two halves added: see `soundstream.causal_conv_transpose`.
-
-    Args:
-      x_BTI: inputs.
-      kernel_kIO: [k, I, O / groups].
-      stride: s.
-      groups: of channels, each with its own outputs.
-
-    Returns:
-      [B, (T + 1) · stride, O].
-    """
-    batch, frames, width = x_BTI.shape
-    x_BTGI = x_BTI.reshape(batch, frames, groups, width // groups)
-    kernel_kGIO = kernel_kIO.reshape(2 * stride, groups, width // groups, -1)
-    blocks_BTkGO = jnp.einsum("BTGI,kGIO->BTkGO", x_BTGI, kernel_kGIO)
-    blocks_BTkO = blocks_BTkGO.reshape(batch, frames, 2 * stride, -1)
-    now_BTsO = jnp.pad(blocks_BTkO[:, :, :stride], ((0, 0), (0, 1), (0, 0), (0, 0)))
-    next_BTsO = jnp.pad(blocks_BTkO[:, :, stride:], ((0, 0), (1, 0), (0, 0), (0, 0)))
-    return (now_BTsO + next_BTsO).reshape(batch, (frames + 1) * stride, -1)
-
-
 class Conv(nn.Module):
     """A convolution with its padding: [B, T, I] -> [B, ceil(T / stride), O]; a row's length becomes the same.
 
@@ -244,7 +220,9 @@ class ConvTranspose(nn.Module):
         past_B1C = remember(self, x_BTC, 1)
         if past_B1C is not None:
             x_BTC, left = jnp.concatenate([past_B1C, x_BTC], axis=1), left + self.stride
-        y_BTC = overlap_add(x_BTC, kernel_kIO, self.stride, self.groups)
+        # One frame of silence more, for what the last frame adds to the next block.
+        ended_BTC = jnp.pad(x_BTC, ((0, 0), (0, 1), (0, 0)))
+        y_BTC = causal_conv_transpose(ended_BTC, kernel_kIO, self.stride, groups=self.groups)
         y_BTC = y_BTC if bias_O is None else y_BTC + bias_O
         if config.group_norm:
             y_BTC = GroupNorm(name="norm")(y_BTC, (lengths_B + 1) * self.stride)

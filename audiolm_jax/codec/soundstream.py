@@ -124,34 +124,37 @@ def past_length(kernel_size: int, stride: int, dilation: int) -> int:
 
 
 def causal_conv_transpose(
-    x_BTC: jax.Array, kernel_kIO: jax.Array, stride: int, past_B1C: jax.Array | None = None
+    x_BTC: jax.Array, kernel_kIO: jax.Array, stride: int, past_B1C: jax.Array | None = None, groups: int = 1
 ) -> jax.Array:
     """Transposed convolution with k = 2 · stride: output[t · stride + i] += x[t] @ kernel[i], cut to T · stride.
 
-    As one matrix product and an overlap-add of two halves: five to ten times faster on a CPU than the compiler's
-    convolution over an input full of zeros, and nothing but a matrix product on an accelerator.
+    As a convolution of two taps, x[t - 1] and x[t], that makes a whole stride of outputs at once: what the compiler
+    makes of a convolution over an input full of zeros takes five to ten times as long on a CPU.
 
     Args:
       x_BTC: inputs.
-      kernel_kIO: kernel.
+      kernel_kIO: [k, I, O / groups].
       stride: s.
       past_B1C: the input before these; None: zeros, as at the beginning.
+      groups: of channels, each with its own outputs.
 
     Returns:
       [B, T · stride, O].
     """
-    taps, _, features = kernel_kIO.shape
+    taps, width, features = kernel_kIO.shape
     if taps != 2 * stride:
         raise ValueError(f"a kernel of {taps} taps is not twice the stride {stride}")
+    zeros = 1
     if past_B1C is not None:
-        x_BTC = jnp.concatenate([past_B1C, x_BTC], axis=1)
-    blocks_BTkO = jnp.einsum("BTI,kIO->BTkO", x_BTC, kernel_kIO)
-    now_BTsO, next_BTsO = blocks_BTkO[:, :, :stride], blocks_BTkO[:, :, stride:]
-    if past_B1C is None:
-        previous_BTsO = jnp.pad(next_BTsO, ((0, 0), (1, 0), (0, 0), (0, 0)))[:, :-1]
-    else:
-        now_BTsO, previous_BTsO = now_BTsO[:, 1:], next_BTsO[:, :-1]
-    return (now_BTsO + previous_BTsO).reshape(x_BTC.shape[0], -1, features)
+        x_BTC, zeros = jnp.concatenate([past_B1C, x_BTC], axis=1), 0
+    # What x[t] adds to the stride that begins at t comes second, what it adds to the next one first.
+    kernel_2sGIO = kernel_kIO.reshape(2, stride, groups, width // groups, features)[::-1]
+    kernel_2IO = jnp.transpose(kernel_2sGIO, (0, 3, 2, 1, 4)).reshape(2, width // groups, -1)
+    y_BTO = jax.lax.conv_general_dilated(
+        x_BTC, kernel_2IO, (1,), [(zeros, 0)], dimension_numbers=("NWC", "WIO", "NWC"), feature_group_count=groups
+    )
+    y_BTGsO = y_BTO.reshape(*y_BTO.shape[:2], groups, stride, features)
+    return jnp.swapaxes(y_BTGsO, 2, 3).reshape(y_BTO.shape[0], -1, groups * features)
 
 
 class CausalConv(nn.Module):
