@@ -3,6 +3,7 @@
 Shape suffixes: B batch, W waveform samples, T frames, M mel bands, K codes, X distractors.
 """
 
+import dataclasses
 from collections.abc import Iterable
 
 import jax
@@ -26,89 +27,108 @@ def w2v_bert_objective(config: ml_collections.ConfigDict, optimizer: optax.Gradi
     Raises:
       UserError: fields of `config.model` that contradict each other.
     """
-    model_config = W2vBertConfig(**config.model.to_dict())
-    _check(model_config)
-    model = W2vBert(model_config)
+    model = W2vBertConfig(**config.model.to_dict())
+    _check(model)
+    training = _Training(config, model, optimizer)
+    return Objective(
+        init=training.init,
+        step=training.step,
+        eval_step=training.eval_step,
+        weights=lambda state: {"params": state["params"], "statistics": state["statistics"]},
+        warm_start=training.warm_start,
+        warm_start_batches=config.statistics_batches,
+    )
 
-    def predict(params, statistics, batch: Batch, key: jax.Array, temperature, deterministic: bool):
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Training:
+    """The parts of w2v-BERT's training and the functions of its `Objective`."""
+
+    config: ml_collections.ConfigDict
+    model: W2vBertConfig
+    optimizer: optax.GradientTransformation
+
+    @property
+    def network(self) -> W2vBert:
+        return W2vBert(self.model)
+
+    def init(self, key: jax.Array) -> State:
+        mel_BTM = jnp.zeros((1, features.MELS_PER_FRAME, self.model.num_mels))
+        frame_BT = jnp.ones((1, 1), bool)
+        keys = {"params": key, "noise": key}
+        variables = self.network.init(keys, mel_BTM, frame_BT, frame_BT, 1.0, deterministic=True)
+        return {
+            "step": jnp.zeros((), jnp.int32),
+            "params": variables["params"],
+            "statistics": features.initial_statistics(self.model.num_mels),
+            "opt_state": self.optimizer.init(variables["params"]),
+        }
+
+    def warm_start(self, state: State, batches: Iterable[Batch], key: jax.Array) -> State:
+        del key  # Statistics draw nothing.
+        statistics = features.fit_statistics(batches, self.model.sample_rate, self.model.num_mels)
+        return {**state, "statistics": statistics}
+
+    def predict(self, params, statistics, batch: Batch, key: jax.Array, temperature, deterministic: bool) -> Totals:
         """Masks the batch, runs the model, and sums the losses over the masked frames."""
         span_key, noise_key, gumbel_key, dropout_key, distractor_key = jax.random.split(key, 5)
         wave_BW, lengths_B = batch["wave_BW"], batch["lengths_B"]
-        mel_BTM = features.log_mel(wave_BW, lengths_B, model_config.sample_rate, model_config.num_mels)
+        mel_BTM = features.log_mel(wave_BW, lengths_B, self.model.sample_rate, self.model.num_mels)
         mel_BTM = features.normalize(mel_BTM, statistics)
-        frames_B = features.num_frames(lengths_B, model_config.sample_rate)
+        frames_B = features.num_frames(lengths_B, self.model.sample_rate)
         mask_BT = features.length_mask(frames_B, mel_BTM.shape[1] // features.MELS_PER_FRAME)
-        spans_BT = masking.span_mask(span_key, frames_B, mask_BT.shape[1], **config.masking)
+        spans_BT = masking.span_mask(span_key, frames_B, mask_BT.shape[1], **self.config.masking)
         keys = {"noise": noise_key, "gumbel": gumbel_key, "dropout": dropout_key}
         variables = {"params": params}
-        predictions = model.apply(variables, mel_BTM, mask_BT, spans_BT, temperature, deterministic, rngs=keys)
-        distractors_BTX = masking.sample_distractors(distractor_key, spans_BT, config.loss.num_distractors)
-        totals = contrastive_totals(predictions, spans_BT, distractors_BTX, config.loss.contrastive_temperature)
+        predictions = self.network.apply(variables, mel_BTM, mask_BT, spans_BT, temperature, deterministic, rngs=keys)
+        distractors_BTX = masking.sample_distractors(distractor_key, spans_BT, self.config.loss.num_distractors)
+        totals = contrastive_totals(predictions, spans_BT, distractors_BTX, self.config.loss.contrastive_temperature)
 
         def masked(predicted_BTD, targets_BT, spans_BT) -> Totals:
-            logits_BTK = model.apply(variables, predicted_BTD, method="logits")
+            logits_BTK = self.network.apply(variables, predicted_BTD, method="logits")
             return masked_totals(logits_BTK, targets_BT, spans_BT)
 
         arrays = predictions.predicted_BTD, predictions.targets_BT, spans_BT
-        totals.update(sum_over_blocks(masked, model_config.block_positions, *arrays))
+        totals.update(sum_over_blocks(masked, self.model.block_positions, *arrays))
         totals["code_usage"] = (predictions.usage_K, jnp.sum(mask_BT))
         return totals
 
-    def loss_terms(totals: Totals) -> Metrics:
+    def loss_terms(self, totals: Totals) -> Metrics:
+        """The loss and its parts, from the sums of `predict`."""
         means = {name: mean(*totals[name]) for name in totals}
         perplexity = jnp.exp(entropy(means["code_usage"]))
-        diversity = 1.0 - perplexity / model_config.codebook_size
+        diversity = 1.0 - perplexity / self.model.codebook_size
         loss = (
-            config.loss.contrastive_weight * means["contrastive"]
-            + config.loss.masked_weight * means["masked"]
-            + config.loss.diversity_weight * diversity
+            self.config.loss.contrastive_weight * means["contrastive"]
+            + self.config.loss.masked_weight * means["masked"]
+            + self.config.loss.diversity_weight * diversity
         )
         metrics = {name: means[name] for name in ("contrastive", "masked", "contrastive_accuracy", "masked_accuracy")}
         target_perplexity = jnp.exp(entropy(means["target_histogram"]))
         metrics.update(diversity=diversity, codebook_perplexity=perplexity, target_perplexity=target_perplexity)
         return {"loss": loss, **metrics}
 
-    def init(key: jax.Array) -> State:
-        mel_BTM = jnp.zeros((1, features.MELS_PER_FRAME, model_config.num_mels))
-        frame_BT = jnp.ones((1, 1), bool)
-        variables = model.init({"params": key, "noise": key}, mel_BTM, frame_BT, frame_BT, 1.0, deterministic=True)
-        return {
-            "step": jnp.zeros((), jnp.int32),
-            "params": variables["params"],
-            "statistics": features.initial_statistics(model_config.num_mels),
-            "opt_state": optimizer.init(variables["params"]),
-        }
-
-    def warm_start(state: State, batches: Iterable[Batch], key: jax.Array) -> State:
-        del key  # Statistics draw nothing.
-        statistics = features.fit_statistics(batches, model_config.sample_rate, model_config.num_mels)
-        return {**state, "statistics": statistics}
-
-    def step(state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
-        temperature = gumbel_temperature(state["step"], config.loss)
+    def step(self, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
+        temperature = gumbel_temperature(state["step"], self.config.loss)
 
         def loss_function(params):
-            metrics = loss_terms(predict(params, state["statistics"], batch, key, temperature, deterministic=False))
+            totals = self.predict(params, state["statistics"], batch, key, temperature, deterministic=False)
+            metrics = self.loss_terms(totals)
             return metrics["loss"], metrics
 
         gradients, metrics = jax.grad(loss_function, has_aux=True)(state["params"])
-        updates, opt_state = optimizer.update(gradients, state["opt_state"], state["params"])
+        updates, opt_state = self.optimizer.update(gradients, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         metrics["gumbel_temperature"] = temperature
         return {**state, "step": state["step"] + 1, "params": params, "opt_state": opt_state}, metrics
 
-    def eval_step(state: State, batch: Batch, key: jax.Array) -> Totals:
+    def eval_step(self, state: State, batch: Batch, key: jax.Array) -> Totals:
         """Sums over the batch's masked frames; `target_histogram` and `code_usage` are vectors over the codes."""
         batch = {**batch, "lengths_B": jnp.where(batch["valid_B"] > 0, batch["lengths_B"], 0)}
-        temperature = gumbel_temperature(state["step"], config.loss)
-        totals = predict(state["params"], state["statistics"], batch, key, temperature, deterministic=True)
-        terms, num_masked = loss_terms(totals), totals["masked"][1]
+        temperature = gumbel_temperature(state["step"], self.config.loss)
+        totals = self.predict(state["params"], state["statistics"], batch, key, temperature, deterministic=True)
+        terms, num_masked = self.loss_terms(totals), totals["masked"][1]
         return {**totals, **{name: (terms[name] * num_masked, num_masked) for name in ("loss", "diversity")}}
-
-    def weights(state: State) -> State:
-        return {"params": state["params"], "statistics": state["statistics"]}
-
-    return Objective(init, step, eval_step, weights, warm_start, config.statistics_batches)
 
 
 def _check(model: W2vBertConfig):

@@ -63,6 +63,21 @@ def assert_features_close(found, expected):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
+def assert_rows_are_alone(codec: Codec, features_of, lengths_B: np.ndarray):
+    """Features of each row of a ragged batch are what the original gives for that recording alone.
+
+    Args:
+      codec: ours.
+      features_of: [1, W] -> the original's [1, T, D].
+      lengths_B: of the rows.
+    """
+    wave_BW = waves(len(lengths_B), int(lengths_B.max()))
+    x_BTD = codec.features(wave_BW, lengths_B)
+    for row, length in enumerate(lengths_B):
+        alone_BTD = features_of(wave_BW[row : row + 1, :length])
+        assert_features_close(x_BTD[row : row + 1, : alone_BTD.shape[1]], alone_BTD)
+
+
 def assert_codes_equal(found_BTQ, expected_BTQ, x_BTD, embedding_QND):
     """Fewer than one code in a thousand differs, each at a tie: two codes as near as rounding can tell.
 
