@@ -17,7 +17,7 @@ from audiolm_jax.training.step import build_program
 from tests.codec.objective_test import small_config
 from tests.training.meshes import waves_of
 
-MESHES = {"one": (1, 1, 1), "all": (4, 2, 1)}
+MESHES = {"one": (1, 1, 1), "all": (2, 2, 2)}
 
 
 def config_of(balancer: bool):
@@ -33,7 +33,7 @@ def config_of(balancer: bool):
 
 
 def train(config, shape, dtype, num_steps: int):
-    """(metrics, codes) of each step, gradients of both sides after the last, weights."""
+    """(metrics, codes) of each step, gradients of both sides after the last, weights, fraction that a device holds."""
     mesh = sharding.make_mesh(dict(zip(sharding.MESH_AXES, shape)), jax.devices()[: int(np.prod(shape))])
     model = build_architecture(config.model)
     with sharding.active(mesh):
@@ -53,7 +53,9 @@ def train(config, shape, dtype, num_steps: int):
             history.append({name: float(value) for name, value in metrics.items()})
         moments = [optax.tree_utils.tree_get(state[f"{side}_opt"], "mu") for side in ("generator", "discriminator")]
         weights = {**program.objective.weights(state), "ema": state["ema"], "discriminator": state["discriminator"]}
-        return history, codes, *jax.device_get((moments, weights))
+        leaves = jax.tree.leaves(weights)
+        held = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves) / sum(leaf.nbytes for leaf in leaves)
+        return history, codes, *jax.device_get((moments, weights)), held
 
 
 def distance(a, b) -> float:
@@ -75,14 +77,15 @@ def main(precision: str):
             config.discriminator.start_step = 0
         num_steps = {"float64": 20, "float32": 1}[precision]
         one, all_eight = (train(config, shape, precision, num_steps) for shape in MESHES.values())
-        history, codes, moments, weights = one
-        others, other_codes, other_moments, other_weights = all_eight
+        history, codes, moments, weights, _ = one
+        others, other_codes, other_moments, other_weights, held = all_eight
+        differences = {
+            name: max(abs(a[name] - b[name]) / max(abs(a[name]), 1e-3) for a, b in zip(history, others, strict=True))
+            for name in history[0]
+        }
         results[f"balancer={balancer}"] = {
-            "metrics": max(
-                abs(other[name] - row[name]) / max(abs(row[name]), 1e-3)
-                for row, other in zip(history, others, strict=True)
-                for name in row
-            ),
+            "metrics": max(value for name, value in differences.items() if not name.endswith("gradient_norm")),
+            "gradient_norms": max(value for name, value in differences.items() if name.endswith("gradient_norm")),
             "gradients": distance(other_moments, moments),
             "codebooks": distance(other_weights["codebooks"], weights["codebooks"]),
             "weights": distance(other_weights, weights),
@@ -91,6 +94,7 @@ def main(precision: str):
             "skipped": history[-1]["skipped_steps"],
             "reconstruction": [row["reconstruction"] for row in history],
             "discriminator": history[-1]["discriminator"],
+            "held": held,
         }
     print(json.dumps(results))
 

@@ -14,21 +14,14 @@ from tests.training.step_test import batch_of
 MESHES = {
     "single": (1, 1, 1), "data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 1, 8), "combined": (2, 2, 2),
 }  # fmt: skip
-# A codec takes minutes to compile, and after some steps a frame that lies between two codes goes another way.
-CHOSEN = {"soundstream": ("single", "combined")}
-STEPS = {"soundstream": 4}
 
 
-def tokenizer_config(objective: str):
+def w2v_bert_config():
     """Sizes that eight divides."""
-    fields = {
-        "soundstream": {"channels": 8, "embed_dim": 16},
-        "w2v_bert": {"embed_dim": 32, "mlp_dim": 64, "num_heads": 8, "subsampling_channels": 8, "codebook_size": 16},
-    }[objective]
-    config = tiny.config_of(objective, batch_size=16, **{f"model.{name}": value for name, value in fields.items()})
+    fields = {"embed_dim": 32, "mlp_dim": 64, "num_heads": 8, "subsampling_channels": 8, "codebook_size": 16}
+    config = tiny.config_of("w2v_bert", batch_size=16, **{f"model.{name}": value for name, value in fields.items()})
     config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 2})
-    if objective == "w2v_bert":
-        config.model.dtype = "float32"
+    config.model.dtype = "float32"
     return config
 
 
@@ -41,7 +34,7 @@ def waves_of(config, seed):
     return {"wave_BW": np.where(np.arange(size) < lengths_B[:, None], wave_BW, 0.0), "lengths_B": lengths_B}
 
 
-def language_model_config_of(optimizer: str):
+def language_model_config(optimizer: str):
     """Sizes that eight divides; a little of everything that a step can do."""
     fields = {"num_heads": 8, "embed_dim": 32, "mlp_dim": 64, "num_layers": 2, "dropout_rate": 0.1, "remat": "minimal"}
     config = tiny.config_of(
@@ -68,16 +61,14 @@ def train(config, make_batch, shape, num_steps):
 
 
 def main(what: str):
-    """Args: an optimiser, for a language model, or the objective of a tokenizer."""
-    of_tokenizer = what in ("soundstream", "w2v_bert")
-    make_batch = waves_of if of_tokenizer else batch_of
+    """Args: an optimiser, for a language model, or w2v_bert."""
+    make_batch = waves_of if what == "w2v_bert" else batch_of
     results = {}
     reference: dict = {}
-    for name in CHOSEN.get(what, MESHES):
-        shape = MESHES[name]
-        config = tokenizer_config(what) if of_tokenizer else language_model_config_of(what)
+    for name, shape in MESHES.items():
+        config = w2v_bert_config() if what == "w2v_bert" else language_model_config(what)
         config.mesh.update(dict(zip(sharding.MESH_AXES, shape, strict=True)))
-        losses, weights, held, flops = train(config, make_batch, shape, STEPS.get(what, 20))
+        losses, weights, held, flops = train(config, make_batch, shape, num_steps=20)
         reference = reference or weights
         distance = np.sqrt(sum(np.sum((a - b) ** 2.0) for a, b in zip(*map(jax.tree.leaves, (weights, reference)))))
         norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(reference)))
