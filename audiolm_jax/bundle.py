@@ -19,6 +19,7 @@ from audiolm_jax.lm.objective import stage_from_config, transformer_from_config
 from audiolm_jax.parts import Part, read_part, write_part
 from audiolm_jax.semantic.tokenizer import SemanticTokenizer
 
+ENCODERS = ("w2v_bert", "semantic_encoder")  # Kinds of parts that become a semantic tokenizer by k-means.
 WEIGHTS = ("float32", "bfloat16", "int8")
 FORMAT_VERSION = 1
 FILE = "audiolm.json"
@@ -39,8 +40,8 @@ def load_codec(path: str | pathlib.Path) -> Codec:
 def load_semantic_tokenizer(path: str | pathlib.Path) -> SemanticTokenizer:
     """Loads a semantic tokenizer; an encoder without k-means loads too, and gives `features` only."""
     part = read_part(path)
-    if part.kind not in ("w2v_bert", "semantic_tokenizer"):
-        raise UserError(f"not a semantic tokenizer but a {part.kind}", path, "give a w2v-BERT or a fitted tokenizer")
+    if part.kind not in (*ENCODERS, *KINDS["semantic_tokenizer"]):
+        raise UserError(f"not a semantic tokenizer but a {part.kind}", path, "give an encoder or a fitted tokenizer")
     return tokenizer_from_part(part)
 
 
@@ -177,7 +178,7 @@ def check_fit(parts: dict[str, Part], where: str | pathlib.Path):
 def _read(role: str, path: str | pathlib.Path) -> Part:
     part = read_part(path)
     if part.kind not in KINDS[role]:
-        hint = "run `audiolm fit-kmeans` first" if part.kind == "w2v_bert" else f"give a {' or '.join(KINDS[role])}"
+        hint = "run `audiolm fit-kmeans` first" if part.kind in ENCODERS else f"give a {' or '.join(KINDS[role])}"
         raise UserError(f"{role} is not a {role} but a {part.kind}", path, hint)
     return part
 

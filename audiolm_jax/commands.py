@@ -37,8 +37,8 @@ def fit_kmeans(encoder: str, layer: int, input_path: str, num_clusters: int, see
     """
     files.refuse_existing(output)
     part = read_part(encoder)
-    if part.kind not in ("w2v_bert", "semantic_tokenizer"):
-        raise UserError(f"not a semantic encoder but a {part.kind}", encoder, "give a w2v-BERT")
+    if part.kind not in (*bundle.ENCODERS, "semantic_tokenizer"):
+        raise UserError(f"not a semantic encoder but a {part.kind}", encoder, "give a w2v-BERT or a converted encoder")
     if num_clusters < 1:
         raise UserError("num_clusters must be 1 or more", num_clusters, "change it")
     weights = {name: value for name, value in part.weights.items() if name != "clusters"}

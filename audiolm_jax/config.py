@@ -9,13 +9,16 @@ import difflib
 import importlib.util
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
 from audiolm_jax.errors import UserError
+
+Kind = TypeVar("Kind")
 
 
 def _common(objective: str) -> ml_collections.ConfigDict:
@@ -448,3 +451,22 @@ def from_json(text: str) -> ml_collections.ConfigDict:
         return {name: tuples(inner) for name, inner in value.items()} if isinstance(value, dict) else value
 
     return ml_collections.ConfigDict(tuples(json.loads(text)))
+
+
+def build_kind(kinds: Mapping[str, Callable[..., Kind]], model: Mapping[str, Any], default: str) -> Kind:
+    """What a config's `model` describes: the field `architecture` names the kind, the others are its arguments.
+
+    Raises:
+      UserError: an unknown architecture or unknown fields.
+    """
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in dict(model).items()
+    }
+    kind = fields.pop("architecture", default)
+    if kind not in kinds:
+        hint = f"use one of {', '.join(kinds)}"
+        raise UserError("unknown architecture", f"config.model.architecture={kind}", hint)
+    try:
+        return kinds[kind](**fields)
+    except TypeError as error:
+        raise UserError(f"fields of another architecture ({error})", "config.model", f"give those of {kind}") from error

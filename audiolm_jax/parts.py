@@ -37,8 +37,9 @@ class Part:
     """One trained model.
 
     Attributes:
-      kind: the objective that trained it, or "semantic_tokenizer" for an encoder with k-means.
-      config: its training config.
+      kind: the objective that trained it; "semantic_encoder" for an encoder of others, which none of ours trains;
+        "semantic_tokenizer" for any encoder with k-means.
+      config: its training config; of a "semantic_encoder" `model` alone.
       weights: nested dictionaries of NumPy arrays (`Objective.weights`; a tokenizer's `clusters` too).
       settings: what belongs to the part and is no array: a tokenizer's `layer`, a language model's
         `tokens` (metadata of the token dataset it was trained on).

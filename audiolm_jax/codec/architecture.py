@@ -13,7 +13,7 @@ from audiolm_jax.codec.dac import DacConfig
 from audiolm_jax.codec.encodec import EncodecConfig
 from audiolm_jax.codec.mimi import MimiConfig
 from audiolm_jax.codec.soundstream import SoundStreamConfig
-from audiolm_jax.errors import UserError
+from audiolm_jax.config import build_kind
 
 # {"generator": {"encoder", "decoder" and perhaps "quantizer"}, "codebooks"}, as the objective's `weights` gives them.
 Weights = Mapping[str, Any]
@@ -78,17 +78,7 @@ def build_architecture(model: Mapping[str, Any]) -> Architecture:
     Raises:
       UserError: an unknown architecture or unknown fields.
     """
-    fields: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in dict(model).items()
-    }
-    kind = fields.pop("architecture", "soundstream")
-    if kind not in ARCHITECTURES:
-        hint = f"use one of {', '.join(ARCHITECTURES)}"
-        raise UserError("unknown architecture", f"config.model.architecture={kind}", hint)
-    try:
-        return ARCHITECTURES[kind](**fields)
-    except TypeError as error:
-        raise UserError(f"fields of another architecture ({error})", "config.model", f"give those of {kind}") from error
+    return build_kind(ARCHITECTURES, model, default="soundstream")
 
 
 def features(architecture: Architecture, weights: Weights, wave_BW: jax.Array, lengths_B: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ Shape suffixes: B batch, T frames, M mel bands, C channels, E subsampled feature
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -19,6 +20,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from audiolm_jax.semantic import features
 from audiolm_jax.semantic.conformer import ConformerConfig, ConformerStack, dense, layer_norm
 
 
@@ -33,6 +35,7 @@ class W2vBertConfig(ConformerConfig):
       codebook_size, codebook_dim: K and G of the quantizer.
       noise_scale: standard deviation of the vectors that replace masked frames (open in the paper).
       default_layer: hidden state that semantic tokens are taken from unless told otherwise.
+      window_seconds: longest audio that is seen at once when it is tokenized.
     """
 
     sample_rate: int
@@ -44,10 +47,28 @@ class W2vBertConfig(ConformerConfig):
     codebook_dim: int
     noise_scale: float
     default_layer: int
+    window_seconds: float = 30.0
 
     @property
     def num_layers(self) -> int:
         return self.num_contrastive_layers + self.num_masked_layers
+
+    @property
+    def hop_length(self) -> int:
+        return features.samples_per_frame(self.sample_rate)
+
+    def num_frames(self, num_samples: Any) -> Any:
+        """ceil(W / 640) at 16 kHz (an integer or an array of them)."""
+        return features.num_frames(num_samples, self.sample_rate)
+
+    def hidden_states(
+        self, weights: Mapping[str, Any], wave_BW: jax.Array, lengths_B: jax.Array, layers: tuple[int, ...]
+    ) -> tuple[jax.Array, ...]:
+        """Hidden states of waveforms; see `semantic.encoder.Encoder`. `weights` are the objective's."""
+        mel_BTM = features.log_mel(wave_BW, lengths_B, self.sample_rate, self.num_mels)
+        mask_BT = features.length_mask(self.num_frames(lengths_B), mel_BTM.shape[1] // features.MELS_PER_FRAME)
+        mel_BTM = features.normalize(mel_BTM, weights["statistics"])
+        return hidden_states(self, weights["params"], mel_BTM, mask_BT, layers)
 
 
 @flax.struct.dataclass
@@ -193,31 +214,34 @@ class W2vBert(nn.Module):
         masked_BTE = jnp.where(spans_BT[..., None], noise_BTE, features_BTE)
         return self.dropout(self.input_projection(masked_BTE), deterministic=deterministic), *codes, usage_K
 
-    def encode(self, mel_BTM: jax.Array, mask_BT: jax.Array) -> jax.Array:
-        """Output [B, T, D] of the last block, nothing masked."""
-        x_BTD = self.input_projection(self.subsampling(mel_BTM, mask_BT))
-        return self.masked(self.contrastive(x_BTD, mask_BT), mask_BT)
+    def inputs(self, mel_BTM: jax.Array, mask_BT: jax.Array) -> jax.Array:
+        """Input [B, T, D] of the first block, nothing masked."""
+        return self.input_projection(self.subsampling(mel_BTM, mask_BT))
 
 
-def hidden_state(
-    config: W2vBertConfig, params: dict[str, Any], mel_BTM: jax.Array, mask_BT: jax.Array, layer: int
-) -> jax.Array:
-    """Hidden state [B, T, D] of one layer, computed by the model cut off behind it.
+def hidden_states(
+    config: W2vBertConfig, params: dict[str, Any], mel_BTM: jax.Array, mask_BT: jax.Array, layers: Sequence[int]
+) -> tuple[jax.Array, ...]:
+    """Hidden states [B, T, D] of some layers, from one pass that ends with the last of them.
 
     Args:
       config: architecture of the whole model.
       params: its parameters, unboxed.
       mel_BTM: normalised log-mels [B, 4T, M].
       mask_BT: True where a frame exists; the others hold finite numbers of no meaning.
-      layer: 0 (input of the first block) to `config.num_layers`.
+      layers: each 0 (input of the first block) to `config.num_layers`.
     """
-    num_contrastive = min(layer, config.num_contrastive_layers)
-    num_masked = layer - num_contrastive
-    cut = dataclasses.replace(config, num_contrastive_layers=num_contrastive, num_masked_layers=num_masked)
-    stacks = {
-        name: jax.tree.map(lambda leaf, size=size: leaf[:size], params[name])
-        for name, size in (("contrastive", num_contrastive), ("masked", num_masked))
-        if size
-    }
-    needed = {name: params[name] for name in ("subsampling", "input_projection")}
-    return W2vBert(cut).apply({"params": {**needed, **stacks}}, mel_BTM, mask_BT, method="encode")
+    front = {name: params[name] for name in ("subsampling", "input_projection")}
+    x_BTD = W2vBert(config).apply({"params": front}, mel_BTM, mask_BT, method="inputs")
+    num_contrastive, num_masked = config.num_contrastive_layers, config.num_masked_layers
+    stacks = (("contrastive", 0, num_contrastive), ("masked", num_contrastive, num_masked))
+    found, done = {0: x_BTD}, 0
+    for layer in sorted({*layers} - {0}):
+        for name, first, size in stacks:
+            start, stop = max(done - first, 0), min(layer - first, size)
+            if start < stop:
+                blocks = jax.tree.map(lambda leaf, start=start, stop=stop: leaf[start:stop], params[name])
+                x_BTD = ConformerStack(config, stop - start).apply({"params": blocks}, x_BTD, mask_BT)
+        found[layer] = x_BTD
+        done = layer
+    return tuple(found[layer] for layer in layers)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -15,8 +17,7 @@ def encoder(config, objective, state, batch):
 @pytest.fixture(scope="module")
 def tokenizer(config, encoder, batch):
     clusters = fit_clusters(encoder, [(batch["wave_BW"], batch["lengths_B"])], 6, seed=0, layer=2)
-    weights = {"params": encoder.params, "statistics": encoder.statistics}
-    return SemanticTokenizer.from_weights(config, weights, clusters)
+    return SemanticTokenizer.from_weights(config, encoder.weights, clusters)
 
 
 def test_rates_and_sizes(encoder, tokenizer, batch):
@@ -93,3 +94,32 @@ def test_few_lengths_are_compiled(encoder):
     for num_samples in (10_241, 11_000, 15_000, 15_360):
         encoder.features(np.zeros((3, num_samples)))
     assert tokenizers._features._cache_size() == before + 1
+
+
+def test_long_clips_are_the_middles_of_windows(tokenizer, batch):
+    """A window is 1 s, 25 frames, of which 4 on either side are context: it keeps 17."""
+    encoder = dataclasses.replace(tokenizer.encoder, window_seconds=1.02)
+    long = dataclasses.replace(tokenizer, encoder=encoder)
+    wave_BW = np.concatenate([batch["wave_BW"][:2], batch["wave_BW"][:2, ::-1]], axis=1)
+    lengths_B = [59_000, 16_640]
+    x_BTD, z_BT = long.features(wave_BW, lengths_B), long.encode(wave_BW, lengths_B)
+    assert x_BTD.shape == (2, 100, 16)
+    alone = lambda row, start, stop: tokenizer.features(wave_BW[row : row + 1, 640 * start : stop])[0]
+    pieces = [alone(0, 0, 16_000)[:21]]
+    pieces += [alone(0, start, 640 * (start + 25))[4:21] for start in (17, 34, 51)]
+    pieces += [alone(0, 68, 59_000)[4:]]
+    np.testing.assert_allclose(x_BTD[0, :93], np.concatenate(pieces), atol=1e-5)
+    np.testing.assert_allclose(
+        x_BTD[1, :26], np.concatenate([alone(1, 0, 16_000)[:21], alone(1, 17, 16_640)[4:]]), atol=1e-5
+    )
+    assert not x_BTD[0, 93:].any() and not x_BTD[1, 26:].any()
+    # Nothing depends on company, padding or how many windows run at once.
+    np.testing.assert_array_equal(z_BT[0, :93], long.encode(wave_BW[:1, :59_000])[0])
+    one_pass_T = tokenizer.encode(wave_BW[:1, :59_000])[0]
+    assert np.mean(one_pass_T == z_BT[0, :93]) > 0.5
+
+
+def test_several_layers_come_from_one_pass(encoder, batch):
+    third_BTD, first_BTD = encoder.features_of_layers(batch["wave_BW"], batch["lengths_B"], (3, 1))
+    np.testing.assert_allclose(third_BTD, encoder.features(batch["wave_BW"], batch["lengths_B"], 3), atol=1e-5)
+    np.testing.assert_allclose(first_BTD, encoder.features(batch["wave_BW"], batch["lengths_B"], 1), atol=1e-5)

@@ -68,8 +68,11 @@ def test_subsampled_rows_are_those_of_the_clip_alone(model_config, state, inputs
 def test_layers_are_numbered_as_hidden_states(model_config, state, inputs):
     mel_BTM, mask_BT = inputs
     params = state["params"]
-    hidden_state = jax.jit(w2v_bert.hidden_state, static_argnums=(0, 4))
-    states = [hidden_state(model_config, params, mel_BTM, mask_BT, layer) for layer in range(4)]
+    hidden_states = jax.jit(w2v_bert.hidden_states, static_argnums=(0, 4))
+    states = hidden_states(model_config, params, mel_BTM, mask_BT, (0, 1, 2, 3))
+    last_BTD, first_BTD = hidden_states(model_config, params, mel_BTM, mask_BT, (3, 1))
+    np.testing.assert_allclose(last_BTD, states[3], atol=1e-6)
+    np.testing.assert_allclose(first_BTD, states[1], atol=1e-6)
     features_BTE = w2v_bert.Subsampling(model_config).apply({"params": params["subsampling"]}, mel_BTM, mask_BT)
     projection = params["input_projection"]
     np.testing.assert_allclose(states[0], features_BTE @ projection["kernel"] + projection["bias"], atol=1e-5)
@@ -84,9 +87,9 @@ def test_layers_are_numbered_as_hidden_states(model_config, state, inputs):
 def test_a_layer_does_not_depend_on_later_ones(model_config, state, inputs):
     poisoned = jax.tree.map(jnp.copy, state["params"])
     poisoned["masked"] = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), poisoned["masked"])
-    hidden_state = jax.jit(w2v_bert.hidden_state, static_argnums=(0, 4))
-    assert np.isfinite(hidden_state(model_config, poisoned, *inputs, 2)).all()
-    assert np.isnan(hidden_state(model_config, poisoned, *inputs, 3)).any()
+    hidden_states = jax.jit(w2v_bert.hidden_states, static_argnums=(0, 4))
+    assert np.isfinite(hidden_states(model_config, poisoned, *inputs, (2,))[0]).all()
+    assert np.isnan(hidden_states(model_config, poisoned, *inputs, (3,))[0]).any()
 
 
 def test_masked_frames_are_hidden_from_predictions_and_seen_by_the_quantizer(model_config, state, inputs):
