@@ -186,16 +186,20 @@ class AudioLM:
         rows = []
         for wave_W, length, semantic_T, acoustic_TQ in zip(wave_BW, lengths_B, semantic_BT, acoustic_BTQ, strict=True):
             prompt_key = jax.random.fold_in(base, np.uint32(zlib.crc32(np.float32(wave_W[:length]).tobytes())))
+            semantic_T = semantic_T[: self.tokenizer.num_frames(int(length))]
             if mode == "acoustic":
-                tokens, frames, total, ends = math.ceil(length / token_samples), 0, int(length), False
+                # An encoder without padding has no frame for the last samples: they sound as what is before them.
+                missing = math.ceil(length / token_samples) - len(semantic_T)
+                semantic_T = np.pad(semantic_T, (0, max(0, missing)), mode="edge")
+                frames, total, ends = 0, int(length), False
             else:
                 # Whole semantic frames; what the prompt has beyond them is generated with the rest.
-                tokens = int(length) // token_samples
-                frames = tokens * self._frames_per_token
+                semantic_T = semantic_T[: int(length) // token_samples]
+                frames = len(semantic_T) * self._frames_per_token
                 total, ends = int(length) + round(seconds * rate), may_end
             for k in range(num_samples):
                 key = jax.random.fold_in(prompt_key, k)
-                row = Row(key, semantic_T[:tokens], acoustic_TQ[:frames], frames, math.ceil(total / hop), total, ends)
+                row = Row(key, semantic_T, acoustic_TQ[:frames], frames, math.ceil(total / hop), total, ends)
                 rows.append(row)
         return rows
 
@@ -215,10 +219,9 @@ class AudioLM:
         lm = self.stages["semantic"]
         wave_BW = np.asarray(wave_BW)
         lengths_B = np.full(len(wave_BW), wave_BW.shape[1]) if lengths_B is None else np.asarray(lengths_B)
-        token_samples = self.codec.hop_length * self._frames_per_token
         rows = []
         for semantic_T, length in zip(np.asarray(self.tokenizer.encode(wave_BW, lengths_B)), lengths_B, strict=True):
-            tokens = lm.stage.target.flatten(semantic_T[: math.ceil(length / token_samples)])
+            tokens = lm.stage.target.flatten(semantic_T[: self.tokenizer.num_frames(int(length))])
             rows.append(lm.stage.prefix(None, tokens))
         length = round_up(max(map(len, rows)) - 1, 64)
         inputs_BT, targets_BT = np.zeros((2, len(rows), length), np.int32)

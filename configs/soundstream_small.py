@@ -9,7 +9,7 @@ from audiolm_jax.config import tiny_soundstream_config
 
 def get_config():
     config = tiny_soundstream_config()
-    config.num_train_steps = 16_000
+    config.num_train_steps = 10_000
     config.batch_size = 8
     config.crop_seconds = 0.5
     config.eval_every_steps = 1000
@@ -17,6 +17,6 @@ def get_config():
     config.ema_decay = 0.999
     config.model.update({"channels": 16, "embed_dim": 64, "num_quantizers": 12, "codebook_size": 1024})
     config.quantizer.update({"decay": 0.99, "kmeans_iterations": 10})
-    config.discriminator.start_step = 14_000
+    config.discriminator.start_step = 8_500
     config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 200})
     return config

@@ -8,7 +8,6 @@ import collections
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import pathlib
 import sys
@@ -33,6 +32,8 @@ class Tokenizer(Protocol):
     @property
     def frame_rate(self) -> float: ...
 
+    def num_frames(self, num_samples: int) -> int: ...
+
     def encode(self, wave_BW: np.ndarray, lengths_B: np.ndarray | None = None) -> Any: ...
 
 
@@ -44,8 +45,6 @@ class AcousticTokenizer(Tokenizer, Protocol):
 
     @property
     def num_quantizers(self) -> int: ...
-
-    def num_frames(self, num_samples: int) -> int: ...
 
 
 class SemanticTokenizer(Tokenizer, Protocol):
@@ -165,6 +164,9 @@ def _encode_shard(shard, codec, semantic_tokenizer, batch_seconds, report) -> li
         except UserError as error:
             report(f"left out: {error}")
             continue
+        if min(tokenizer.num_frames(len(wave_W)) for tokenizer in (codec, semantic_tokenizer)) < 1:
+            report(f"left out: {recording.id}: {len(wave_W)} samples are too few for a token")
+            continue
         if (len(batch) + 1) * len(wave_W) > batch_seconds * codec.sample_rate:
             encode_batch()
         batch.append((recording, wave_W))
@@ -179,11 +181,10 @@ def _encode(batch, codec, semantic_tokenizer) -> dict[str, dict[str, Any]]:
         wave_BW[row, : len(wave_W)] = wave_W
     acoustic_BTQ = np.asarray(codec.encode(wave_BW, lengths_B), np.int32)
     semantic_BT = np.asarray(semantic_tokenizer.encode(wave_BW, lengths_B), np.int32)
-    semantic_rate = semantic_tokenizer.frame_rate
     return {
         recording.id: {
             "id": recording.id,
-            "semantic": semantic_BT[row, : math.ceil(length * semantic_rate / codec.sample_rate)],
+            "semantic": semantic_BT[row, : semantic_tokenizer.num_frames(length)],
             "acoustic": acoustic_BTQ[row, : codec.num_frames(length)],
             "num_samples": int(length),
             "speaker": recording.speaker,
