@@ -122,10 +122,23 @@ def _read_exported(folder: epath.Path, for_training: bool) -> Part:
             raise UserError(f"format version {version}", folder / CONFIG_FILE, "convert or export the part anew")
         config = configs.from_json(json.dumps(description["config"]))
         weights = _load(folder / WEIGHTS_FILE)
+        _check_tensors(folder, weights, description["tensors"])
         training = _load(folder / TRAINING_FILE) if for_training and (folder / TRAINING_FILE).is_file() else {}
         return Part(description["kind"], config, weights, description["settings"], training)
     except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
         raise UserError(f"part is damaged ({error})", folder, "export it anew") from error
+
+
+def _check_tensors(folder: epath.Path, weights: State, wanted: dict[str, list[int]]):
+    """Raises a UserError that names the first tensor which is not as the part was written."""
+    found = {name: list(shape) for name, shape in _shapes(weights).items()}
+    for name in sorted({*found, *wanted}):
+        if found.get(name) != wanted.get(name):
+            if name not in found:
+                problem = "is missing"
+            else:
+                problem = f"is {found[name]}, not {wanted[name]}" if name in wanted else "belongs to no layer"
+            raise UserError(f"tensor {name} {problem}", folder / WEIGHTS_FILE, "convert or export the part anew")
 
 
 def _load(path: epath.Path) -> State:
@@ -169,6 +182,7 @@ def write_part(folder: pathlib.Path, part: Part):
         "kind": part.kind,
         "fingerprint": part.fingerprint(),
         "settings": part.settings,
+        "tensors": {name: list(shape) for name, shape in _shapes(part.weights).items()},
         "config": part.config.to_dict(),
     }
     _save(folder / WEIGHTS_FILE, part.weights)

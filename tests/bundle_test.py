@@ -8,6 +8,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from etils import epath
 
 import audiolm_jax
@@ -153,9 +154,26 @@ def test_parts_that_do_not_fit_are_named(parts, tmp_path):
         bundle.write_bundle(sources(parts, coarse=str(tmp_path / "wide")), tmp_path / "b")
 
 
+def with_tensors(change):
+    """Damage: the weights' file anew, after `change` to its dictionary."""
+
+    def damage(folder):
+        tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+        change(tensors)
+        safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+
+    return damage
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (with_tensors(lambda tensors: tensors.pop("codebooks/embedding")), "codebooks/embedding is missing"),
+        (with_tensors(lambda tensors: tensors.update(more=np.ones(3))), "tensor more belongs to no layer"),
+        (
+            with_tensors(lambda tensors: tensors.update({"codebooks/cluster_size": np.ones(3)})),
+            r"codebooks/cluster_size is \[3\], not \[3, 16\]",
+        ),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"rubbish"), "part is damaged"),
         (lambda folder: (folder / "config.json").write_text("{"), "part is damaged"),
         (lambda folder: (folder / "config.json").unlink(), "part is damaged"),
