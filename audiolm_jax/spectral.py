@@ -11,8 +11,15 @@ import numpy as np
 
 
 @functools.cache
-def mel_filterbank(num_bins: int, num_mels: int, sample_rate: int, low_hz: float = 0.0, high_hz: float | None = None):
-    """Triangular filters, peak 1, equally spaced on the HTK mel scale.
+def mel_filterbank(
+    num_bins: int,
+    num_mels: int,
+    sample_rate: int,
+    low_hz: float = 0.0,
+    high_hz: float | None = None,
+    style: str = "htk",
+) -> np.ndarray:
+    """Triangular filters, equally spaced on a mel scale.
 
     Args:
       num_bins: frequency bins from 0 Hz to the Nyquist frequency, ends included.
@@ -20,18 +27,44 @@ def mel_filterbank(num_bins: int, num_mels: int, sample_rate: int, low_hz: float
       sample_rate: Hz.
       low_hz, high_hz: lower edge of the first and upper edge of the last filter; the Nyquist
         frequency by default.
+      style: "htk", its scale, triangles over Hz of peak 1; "kaldi", the same scale, triangles over mels of peak 1;
+        "slaney", Slaney's scale (linear up to 1 kHz, logarithmic above), triangles over Hz of area 1.
 
     Returns:
       float32 NumPy array [F, M].
     """
     nyquist = sample_rate / 2
-    mel = lambda hz: 2595.0 * np.log10(1.0 + hz / 700.0)  # noqa: E731
-    edges_mel = np.linspace(mel(low_hz), mel(high_hz or nyquist), num_mels + 2)
-    edges_hz = 700.0 * (10.0 ** (edges_mel / 2595.0) - 1.0)
-    bins_hz = np.linspace(0.0, nyquist, num_bins)[:, None]
-    rising = (bins_hz - edges_hz[:-2]) / (edges_hz[1:-1] - edges_hz[:-2])
-    falling = (edges_hz[2:] - bins_hz) / (edges_hz[2:] - edges_hz[1:-1])
-    return np.maximum(0.0, np.minimum(rising, falling)).astype(np.float32)
+    bins = np.linspace(0.0, nyquist, num_bins)
+    low_mel, high_mel = (_hz_to_mel(np.array(hz), style) for hz in (low_hz, high_hz or nyquist))
+    edges = np.linspace(low_mel, high_mel, num_mels + 2)
+    if style == "kaldi":
+        bins = _hz_to_mel(bins, style)
+    else:
+        edges = _mel_to_hz(edges, style)
+    rising = (bins[:, None] - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - bins[:, None]) / (edges[2:] - edges[1:-1])
+    filters_FM = np.maximum(0.0, np.minimum(rising, falling))
+    if style == "slaney":
+        filters_FM *= 2.0 / (edges[2:] - edges[:-2])
+    return filters_FM.astype(np.float32)
+
+
+# Slaney's scale: 200/3 Hz a mel up to 1 kHz, from where 27 mels multiply a frequency by 6.4.
+_SLANEY_BREAK_HZ, _SLANEY_BREAK_MEL, _SLANEY_LOG_STEP = 1000.0, 15.0, np.log(6.4) / 27.0
+
+
+def _hz_to_mel(hz: np.ndarray, style: str) -> np.ndarray:
+    if style != "slaney":
+        return 2595.0 * np.log10(1.0 + hz / 700.0)
+    above = _SLANEY_BREAK_MEL + np.log(np.maximum(hz, _SLANEY_BREAK_HZ) / _SLANEY_BREAK_HZ) / _SLANEY_LOG_STEP
+    return np.where(hz < _SLANEY_BREAK_HZ, 3.0 * hz / 200.0, above)
+
+
+def _mel_to_hz(mel: np.ndarray, style: str) -> np.ndarray:
+    if style != "slaney":
+        return 700.0 * (10.0 ** (mel / 2595.0) - 1.0)
+    above = _SLANEY_BREAK_HZ * np.exp(_SLANEY_LOG_STEP * (mel - _SLANEY_BREAK_MEL))
+    return np.where(mel < _SLANEY_BREAK_MEL, 200.0 * mel / 3.0, above)
 
 
 def frame(wave_BW: jax.Array, window_length: int, hop_length: int) -> jax.Array:
@@ -60,12 +93,17 @@ def stft(wave_BW: jax.Array, window_length: int, hop_length: int, fft_length: in
     """
     window = 0.5 - 0.5 * np.cos(2.0 * np.pi * np.arange(window_length) / window_length)
     frames_BTw = frame(wave_BW, window_length, hop_length) * window.astype(wave_BW.dtype)
+    return rfft(frames_BTw, fft_length or window_length)
+
+
+def rfft(frames_BTw: jax.Array, num_points: int) -> jax.Array:
+    """Fourier transform of real frames, which zeros fill up: complex [B, T, num_points // 2 + 1]."""
     # XLA cannot cut an FFT along the batch: on a mesh it would gather all frames on every device. A matrix product is
     # cut like any other, and fast where there are matrix units.
     return jax.lax.platform_dependent(
         frames_BTw,
-        cpu=functools.partial(jnp.fft.rfft, n=fft_length or window_length),
-        default=functools.partial(rfft_by_products, num_points=fft_length or window_length),
+        cpu=functools.partial(jnp.fft.rfft, n=num_points),
+        default=functools.partial(rfft_by_products, num_points=num_points),
     )
 
 
@@ -94,11 +132,12 @@ def mel_spectrogram(
     low_hz: float = 0.0,
     high_hz: float | None = None,
     power: float = 1.0,
+    style: str = "htk",
 ) -> jax.Array:
-    """Mel spectrogram of magnitudes (power 1) or energies (power 2): [B, T, M]."""
+    """Mel spectrogram of magnitudes (power 1) or energies (power 2): [B, T, M]; `style` as in `mel_filterbank`."""
     spectrum_BTF = stft(wave_BW, window_length, hop_length, fft_length)
     energy_BTF = jnp.square(spectrum_BTF.real) + jnp.square(spectrum_BTF.imag)
     # sqrt's gradient is infinite at 0; digital silence is common in recordings.
     strength_BTF = energy_BTF if power == 2.0 else jnp.maximum(energy_BTF, 1e-14) ** (power / 2.0)
-    filters_FM = mel_filterbank(spectrum_BTF.shape[-1], num_mels, sample_rate, low_hz, high_hz)
+    filters_FM = mel_filterbank(spectrum_BTF.shape[-1], num_mels, sample_rate, low_hz, high_hz, style)
     return strength_BTF @ jnp.asarray(filters_FM, strength_BTF.dtype)

@@ -16,18 +16,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from audiolm_jax.activations import ACTIVATIONS, check_activation
 from audiolm_jax.codec import seanet
 from audiolm_jax.codec.quantizer import Codebooks, Parameters, Quantized, QuantizerTraining, ResidualQuantizer
 from audiolm_jax.codec.soundstream import STREAM, remember
-from audiolm_jax.errors import UserError
 from audiolm_jax.rotary import rotate
-
-ACTIVATIONS = {
-    "gelu": functools.partial(nn.gelu, approximate=False),
-    "gelu_tanh": nn.gelu,
-    "relu": nn.relu,
-    "silu": nn.silu,
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,9 +59,7 @@ class MimiConfig(seanet.SeanetConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.activation not in ACTIVATIONS:
-            where = f"config.model.activation={self.activation}"
-            raise UserError("unknown activation", where, f"use one of {', '.join(ACTIVATIONS)}")
+        check_activation(self.activation)
 
     @property
     def hop_length(self) -> int:

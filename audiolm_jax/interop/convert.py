@@ -1,4 +1,4 @@
-"""Hugging Face models as parts of ours: one module of this package for each family, named as its `model_type`."""
+"""Public models as parts of ours: one module of this package for each family."""
 
 import importlib
 import json
@@ -9,18 +9,27 @@ from etils import epath
 
 from audiolm_jax import files
 from audiolm_jax.errors import UserError
-from audiolm_jax.interop.huggingface import read_config
-from audiolm_jax.parts import export, write_part
+from audiolm_jax.interop import ctranslate2, whisper
+from audiolm_jax.interop.huggingface import WEIGHTS_FILE, read_config
+from audiolm_jax.parts import Part, export, write_part
 from audiolm_jax.training.checkpoint import find_checkpoint
 
-FAMILIES = ("dac", "encodec", "mimi")
+# Modules by the `model_type` of Hugging Face's config.json.
+FAMILIES = {
+    "dac": "dac",
+    "encodec": "encodec",
+    "mimi": "mimi",
+    "wav2vec2-bert": "wav2vec2_bert",
+    "whisper": "whisper",
+}
 
 
 def convert(source: str | os.PathLike[str], output: str | os.PathLike[str]):
     """Writes a model to a new folder, as a part that every command takes: safetensors with a JSON config.
 
     Args:
-      source: folder of a Hugging Face model, or of a part of ours, such as a training run.
+      source: folder of a Hugging Face model, of a Whisper in CTranslate2's format, or of a part of ours, such as a
+        training run.
       output: the new folder.
 
     Raises:
@@ -30,12 +39,18 @@ def convert(source: str | os.PathLike[str], output: str | os.PathLike[str]):
     if _is_ours(source):
         export(source, output)
         return
+    part = _public_part(source)
+    with files.new_folder(output) as scratch:
+        write_part(scratch, part)
+
+
+def _public_part(source: str | os.PathLike[str]) -> Part:
+    if (pathlib.Path(source) / ctranslate2.FILE).is_file() and not (pathlib.Path(source) / WEIGHTS_FILE).is_file():
+        return whisper.part_from_ctranslate2(source)
     family = read_config(source)["model_type"]
     if family not in FAMILIES:
         raise UserError(f"unknown model_type {family}", source, f"these can be converted: {', '.join(FAMILIES)}")
-    part = importlib.import_module(f"audiolm_jax.interop.{family}").part_from_huggingface(source)
-    with files.new_folder(output) as scratch:
-        write_part(scratch, part)
+    return importlib.import_module(f"audiolm_jax.interop.{FAMILIES[family]}").part_from_huggingface(source)
 
 
 def _is_ours(source: str | os.PathLike[str]) -> bool:

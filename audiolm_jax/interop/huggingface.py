@@ -6,6 +6,7 @@ Nothing of theirs is imported or executed, and weights in pickles are refused.
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
@@ -22,6 +23,13 @@ DTYPES = {
     **{f"U{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
 }
 
+ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"}
+
+
+def activation(name: str) -> str:
+    """Our name of a `hidden_act`."""
+    return ACTIVATIONS.get(name, name)
+
 
 def read_config(source: str | os.PathLike[str]) -> dict[str, Any]:
     """The model's `config.json`.
@@ -36,13 +44,35 @@ def read_config(source: str | os.PathLike[str]) -> dict[str, Any]:
         raise UserError(
             "no config.json", source, "give the folder of a Hugging Face model, as save_pretrained makes it"
         )
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"config.json is damaged ({error})", path, "download or save the model anew") from error
-    if not isinstance(config, dict) or "model_type" not in config:
+    config = _read_object(path)
+    if "model_type" not in config:
         raise UserError("config.json names no model_type", path, "give the folder of a Hugging Face model")
     return config
+
+
+def check_preprocessor(source: str | os.PathLike[str], **expected: Any):
+    """Checks what a model's `preprocessor_config.json`, if it has one, says of its features.
+
+    Raises:
+      UserError: other values than those expected, of which any may be left out; or a damaged file.
+    """
+    path = pathlib.Path(source) / "preprocessor_config.json"
+    if not path.is_file():
+        return
+    found = _read_object(path)
+    for name, value in expected.items():
+        if found.get(name, value) != value:
+            raise UserError(f"{name} is {found[name]}, not {value}", path, "such features are not ours to make")
+
+
+def _read_object(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+        if not isinstance(value, dict):
+            raise ValueError("it is no JSON object")
+        return value
+    except ValueError as error:
+        raise UserError(f"{path.name} is damaged ({error})", path, "download or save the model anew") from error
 
 
 class Tensors:
@@ -50,14 +80,18 @@ class Tensors:
 
     Args:
       source: the model's folder.
+      arrays: its weights by name; by default those of its safetensors.
 
     Raises:
       UserError: no safetensors there, or damaged ones.
     """
 
-    def __init__(self, source: str | os.PathLike[str]):
+    def __init__(self, source: str | os.PathLike[str], arrays: Mapping[str, np.ndarray] | None = None):
         self._source = pathlib.Path(source)
-        self._arrays: dict[str, np.ndarray] = {}
+        self._arrays = self._read() if arrays is None else dict(arrays)
+
+    def _read(self) -> dict[str, np.ndarray]:
+        arrays = {}
         for path in self._files():
             try:
                 entries = safetensors.deserialize(path.read_bytes())
@@ -67,7 +101,8 @@ class Tensors:
                 if entry["dtype"] not in DTYPES:
                     hint = f"save the model in one of {', '.join(DTYPES)}"
                     raise UserError(f"tensor {name} is of type {entry['dtype']}", path, hint)
-                self._arrays[name] = np.frombuffer(entry["data"], DTYPES[entry["dtype"]]).reshape(entry["shape"])
+                arrays[name] = np.frombuffer(entry["data"], DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        return arrays
 
     def _files(self) -> list[pathlib.Path]:
         if (self._source / INDEX_FILE).is_file():
@@ -119,6 +154,10 @@ class Tensors:
     def ignore(self, *endings: str):
         """Drops what is not needed: tensors whose names end so."""
         self._arrays = {name: array for name, array in self._arrays.items() if not name.endswith(endings)}
+
+    def keep(self, *beginnings: str):
+        """Drops the parts that are not needed: tensors whose names begin otherwise."""
+        self._arrays = {name: array for name, array in self._arrays.items() if name.startswith(beginnings)}
 
     def check_all_used(self):
         """Raises a UserError that names a tensor which nobody took."""

@@ -190,10 +190,14 @@ class Convolution(nn.Module):
         return dense(config, config.embed_dim, ("mlp", "embed"), "out")(x_BTD)
 
 
-def depthwise_convolution(x_BTD: jax.Array, kernel_KD: jax.Array) -> jax.Array:
-    """Centred convolution of each channel over time, zeros outside: K shifted products, which every backend fuses."""
+def depthwise_convolution(x_BTD: jax.Array, kernel_KD: jax.Array, causal: bool = False) -> jax.Array:
+    """Convolution of each channel over time, zeros outside: K shifted products, which every backend fuses.
+
+    Centred, or causal: the kernel's last tap is on the frame itself.
+    """
     kernel, num_frames = kernel_KD.shape[0], x_BTD.shape[1]
-    padded_BTD = jnp.pad(x_BTD, ((0, 0), ((kernel - 1) // 2, kernel // 2), (0, 0)))
+    before = kernel - 1 if causal else (kernel - 1) // 2
+    padded_BTD = jnp.pad(x_BTD, ((0, 0), (before, kernel - 1 - before), (0, 0)))
     return functools.reduce(jnp.add, [padded_BTD[:, k : k + num_frames] * kernel_KD[k] for k in range(kernel)])
 
 

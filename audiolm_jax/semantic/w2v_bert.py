@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from audiolm_jax.semantic import features
+from audiolm_jax.semantic.blocks import states_between
 from audiolm_jax.semantic.conformer import ConformerConfig, ConformerStack, dense, layer_norm
 
 
@@ -235,13 +236,13 @@ def hidden_states(
     x_BTD = W2vBert(config).apply({"params": front}, mel_BTM, mask_BT, method="inputs")
     num_contrastive, num_masked = config.num_contrastive_layers, config.num_masked_layers
     stacks = (("contrastive", 0, num_contrastive), ("masked", num_contrastive, num_masked))
-    found, done = {0: x_BTD}, 0
-    for layer in sorted({*layers} - {0}):
-        for name, first, size in stacks:
-            start, stop = max(done - first, 0), min(layer - first, size)
+
+    def run(x_BTD: jax.Array, first: int, last: int) -> jax.Array:
+        for name, offset, size in stacks:
+            start, stop = max(first - offset, 0), min(last - offset, size)
             if start < stop:
                 blocks = jax.tree.map(lambda leaf, start=start, stop=stop: leaf[start:stop], params[name])
                 x_BTD = ConformerStack(config, stop - start).apply({"params": blocks}, x_BTD, mask_BT)
-        found[layer] = x_BTD
-        done = layer
-    return tuple(found[layer] for layer in layers)
+        return x_BTD
+
+    return states_between(run, x_BTD, layers)
