@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from transformers import audio_utils
 
 from audiolm_jax import spectral
 
@@ -22,3 +23,17 @@ def test_accelerators_get_products_and_the_cpu_a_fast_transform():
     for platform in ("tpu", "cuda"):
         text = trace.lower(lowering_platforms=(platform,)).as_text()
         assert "fft" not in text and "dot_general" in text
+
+
+@pytest.mark.parametrize(
+    ("style", "theirs"),
+    [
+        ("htk", {"mel_scale": "htk"}),
+        ("kaldi", {"mel_scale": "kaldi", "triangularize_in_mel_space": True}),
+        ("slaney", {"mel_scale": "slaney", "norm": "slaney"}),
+    ],
+)
+def test_mel_filters_are_transformers(style, theirs):
+    expected_FM = audio_utils.mel_filter_bank(257, 40, 20.0, 7_600.0, 16_000, **theirs)
+    filters_FM = spectral.mel_filterbank(257, 40, 16_000, 20.0, 7_600.0, style)
+    np.testing.assert_allclose(filters_FM, expected_FM, atol=1e-6 * expected_FM.max())

@@ -9,6 +9,15 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from audiolm_jax.errors import UserError
+
+
+def check_heads(embed_dim: int, num_heads: int):
+    """Raises a UserError where heads cannot share a width out."""
+    if num_heads < 1 or embed_dim % num_heads:
+        what = f"width {embed_dim} cannot be shared out to {num_heads} heads"
+        raise UserError(what, "config.model", "change num_heads or embed_dim")
+
 
 def states_between(
     run: Callable[[jax.Array, int, int], jax.Array], x_BTD: jax.Array, layers: Sequence[int]

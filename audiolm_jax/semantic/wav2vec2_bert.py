@@ -66,6 +66,7 @@ class Wav2Vec2BertConfig:
 
     def __post_init__(self):
         check_activation(self.activation)
+        blocks.check_heads(self.embed_dim, self.num_heads)
         if self.positions not in POSITIONS:
             where = f"config.model.positions={self.positions}"
             raise UserError("unknown kind of positions", where, f"use one of {', '.join(POSITIONS)}")

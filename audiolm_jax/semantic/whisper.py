@@ -51,6 +51,7 @@ class WhisperConfig:
 
     def __post_init__(self):
         check_activation(self.activation)
+        blocks.check_heads(self.embed_dim, self.num_heads)
 
     @property
     def sample_rate(self) -> int:

@@ -1,9 +1,16 @@
 """Public encoders with random weights, and how closely ours must follow them."""
 
+import functools
+import pathlib
+
+import jax
 import numpy as np
 import torch
 
+import audiolm_jax
+from audiolm_jax import audio, commands
 from audiolm_jax.semantic.tokenizer import SemanticTokenizer
+from tests import tiny
 from tests.interop import parity
 
 
@@ -42,19 +49,55 @@ def assert_rows_are_alone(tokenizer: SemanticTokenizer, theirs, lengths, seed: i
       lengths: of the rows, whose padding is noise.
       seed: of the clips.
     """
-    waves = clips(lengths, seed)
+    waves, encoder = clips(lengths, seed), tokenizer.encoder
     wave_BW = np.random.default_rng(seed).standard_normal((len(waves), max(lengths))).astype(np.float32)
     for row_W, wave in zip(wave_BW, waves):
         row_W[: len(wave)] = wave
-    states = tokenizer.features_of_layers(wave_BW, lengths, range(tokenizer.num_layers + 1))
+    run = jax.jit(functools.partial(encoder.hidden_states, layers=tuple(range(encoder.num_layers + 1))))
+    states = [np.asarray(x_BTD) for x_BTD in run(tokenizer.weights, wave_BW, np.array(lengths, np.int32))]
     worst = 0.0
     for row, wave in enumerate(waves):
         alone = theirs(wave)
         assert len(alone) == len(states)
         for ours_BTD, theirs_TD in zip(states, alone):
-            assert len(theirs_TD) == tokenizer.num_frames(len(wave))
+            assert len(theirs_TD) == encoder.num_frames(len(wave))
             found_TD = ours_BTD[row, : len(theirs_TD)]
             parity.assert_features_close(found_TD, theirs_TD)
             worst = max(worst, np.linalg.norm(found_TD - theirs_TD) / np.linalg.norm(theirs_TD))
     print(f"worst relative error of a hidden state: {worst:.1e}")
     assert worst < 1e-4
+
+
+def assert_becomes_a_tokenizer(encoder: pathlib.Path, folder: pathlib.Path, layer: int):
+    """`fit-kmeans` makes tokens of an encoder's layer: those of the nearest centroid."""
+    recordings = tiny.write_recordings(folder / "recordings", (1.0, 0.7))
+    commands.fit_kmeans(str(encoder), layer, str(recordings), 5, 0, str(folder / "tokenizer"))
+    tokenizer = audiolm_jax.load_semantic_tokenizer(folder / "tokenizer")
+    wave_W = audio.read(next(recordings.rglob("*.wav")), 16_000)
+    tokens_T = tokenizer.encode(wave_W[None])[0]
+    clusters = {name: np.asarray(value) for name, value in tokenizer.clusters.items()}
+    features_TD = audiolm_jax.load_semantic_tokenizer(encoder).features(wave_W[None], layer=layer)[0]
+    normed_TD = (features_TD - clusters["mean"]) / clusters["std"]
+    distances_TK = np.linalg.norm(normed_TD[:, None] - clusters["centroids"], axis=-1)
+    np.testing.assert_array_equal(tokens_T, distances_TK.argmin(-1))
+    assert len(tokens_T) == tokenizer.num_frames(len(wave_W)) and len(set(tokens_T.tolist())) > 1
+
+
+def without(name: str):
+    """What takes a tensor out of a folder's weights."""
+    return lambda folder: parity.rewrite(folder, lambda tensors: {k: v for k, v in tensors.items() if k != name})
+
+
+def with_extra(name: str):
+    """What adds a tensor to a folder's weights."""
+    return lambda folder: parity.rewrite(folder, lambda tensors: {**tensors, name: torch.zeros(1)})
+
+
+def with_config(**fields):
+    """What changes fields of a folder's config.json."""
+    return lambda folder: parity.set_config(folder, **fields)
+
+
+def with_preprocessor(content: str):
+    """What writes a folder's preprocessor_config.json."""
+    return lambda folder: (folder / "preprocessor_config.json").write_text(content)

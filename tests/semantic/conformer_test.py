@@ -91,15 +91,16 @@ def test_attention_is_a_loop_over_queries_and_keys(ragged):
             np.testing.assert_allclose(ours_BTD[b, t], expected_D, atol=1e-5)
 
 
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("kernel", [1, 4, 5])
-def test_depthwise_convolution_is_numpys(kernel):
+def test_depthwise_convolution_is_numpys(kernel, causal):
     generator = np.random.default_rng(0)
     x_BTD, kernel_KD = generator.normal(size=(2, 7, 3)), generator.normal(size=(kernel, 3))
-    ours_BTD = np.asarray(jax.jit(conformer.depthwise_convolution)(x_BTD, kernel_KD))
+    ours_BTD = np.asarray(jax.jit(conformer.depthwise_convolution, static_argnums=2)(x_BTD, kernel_KD, causal))
     for b in range(2):
         for d in range(3):
             full_T = np.convolve(x_BTD[b, :, d], kernel_KD[::-1, d])
-            expected_T = full_T[kernel // 2 :][:7]
+            expected_T = full_T[0 if causal else kernel // 2 :][:7]
             np.testing.assert_allclose(ours_BTD[b, :, d], expected_T, atol=1e-5)
 
 
