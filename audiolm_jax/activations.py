@@ -1,8 +1,10 @@
-"""Pointwise functions, by the names that configs give them."""
+"""The pointwise functions that configs name."""
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
+import jax
 
 from audiolm_jax.errors import UserError
 
@@ -14,8 +16,12 @@ ACTIVATIONS = {
 }
 
 
-def check_activation(name: str):
-    """Raises a UserError where there is no such function."""
+def activation_of(name: str) -> Callable[[jax.Array], jax.Array]:
+    """The function of that name, one of `ACTIVATIONS`.
+
+    Raises:
+      UserError: an unknown name.
+    """
     if name not in ACTIVATIONS:
-        where = f"config.model.activation={name}"
-        raise UserError("unknown activation", where, f"use one of {', '.join(ACTIVATIONS)}")
+        raise UserError("unknown activation", name, f"use one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]

@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 
 from audiolm_jax.errors import UserError
-from audiolm_jax.interop.huggingface import Tensors, activation, check_preprocessor, read_config
+from audiolm_jax.interop.huggingface import Tensors, activation_name, check_preprocessor, read_config
 from audiolm_jax.interop.layers import dense, layer_norm, stacked
 from audiolm_jax.parts import Part
 from audiolm_jax.semantic.wav2vec2_bert import SAMPLE_RATE, STACKED, Wav2Vec2BertConfig
@@ -43,15 +43,17 @@ def part_from_huggingface(source: str | os.PathLike[str]) -> Part:
     model = _model({**DEFAULTS, **read_config(source)}, source)
     check_preprocessor(source, sampling_rate=SAMPLE_RATE, num_mel_bins=model.num_mels, stride=STACKED)
     tensors = Tensors(source)
-    root = "wav2vec2_bert." if "wav2vec2_bert.feature_projection.projection.weight" in tensors else ""
-    tensors.keep(f"{root}feature_projection.", f"{root}encoder.")
+    tensors.enter("wav2vec2_bert")
+    tensors.ignore("masked_spec_embed")
+    for module in ("adapter", "intermediate_ffn"):
+        tensors.ignore_module(module)
     width = STACKED * model.num_mels
     params = {
         "front": {
-            "norm": layer_norm(tensors, f"{root}feature_projection.layer_norm", width),
-            "projection": dense(tensors, f"{root}feature_projection.projection", width, model.embed_dim),
+            "norm": layer_norm(tensors, "feature_projection.layer_norm", width),
+            "projection": dense(tensors, "feature_projection.projection", width, model.embed_dim),
         },
-        "layers": stacked([_block(tensors, f"{root}encoder.layers.{n}", model) for n in range(model.num_layers)]),
+        "layers": stacked([_block(tensors, f"encoder.layers.{layer}", model) for layer in range(model.num_layers)]),
     }
     tensors.check_all_used()
     config = ml_collections.ConfigDict({"model": {"architecture": "wav2vec2_bert", **dataclasses.asdict(model)}})
@@ -69,7 +71,7 @@ def _model(config: Mapping[str, Any], source: str | os.PathLike[str]) -> Wav2Vec
         num_layers=config["num_hidden_layers"],
         num_heads=config["num_attention_heads"],
         mlp_dim=config["intermediate_size"],
-        activation=activation(config["hidden_act"]),
+        activation=activation_name(config["hidden_act"]),
         norm_epsilon=config["layer_norm_eps"],
         conv_kernel=config["conv_depthwise_kernel_size"],
         positions=config["position_embeddings_type"] or "none",

@@ -14,7 +14,7 @@ import numpy as np
 
 from audiolm_jax.errors import UserError
 from audiolm_jax.interop import ctranslate2
-from audiolm_jax.interop.huggingface import Tensors, activation, check_preprocessor, read_config
+from audiolm_jax.interop.huggingface import Tensors, activation_name, check_preprocessor, read_config
 from audiolm_jax.interop.layers import convolution, dense, layer_norm, stacked
 from audiolm_jax.parts import Part
 from audiolm_jax.semantic.whisper import FFT_LENGTH, MEL_HOP, WhisperConfig
@@ -121,12 +121,12 @@ def _part(config: Mapping[str, Any], tensors: Tensors) -> Part:
         num_layers=config["encoder_layers"],
         num_heads=config["encoder_attention_heads"],
         mlp_dim=config["encoder_ffn_dim"],
-        activation=activation(config["activation_function"]),
+        activation=activation_name(config["activation_function"]),
         default_layer=-(-2 * config["encoder_layers"] // 3),
     )
     width = model.embed_dim
-    root = "model.encoder" if "model.encoder.conv1.weight" in tensors else "encoder"
-    tensors.keep(f"{root}.")
+    tensors.enter("model")
+    tensors.enter("encoder")
 
     def block(module: str) -> dict[str, Any]:
         return {
@@ -142,12 +142,12 @@ def _part(config: Mapping[str, Any], tensors: Tensors) -> Part:
 
     params = {
         "front": {
-            "wide": convolution(tensors, f"{root}.conv1", 3, model.num_mels, width),
-            "strided": convolution(tensors, f"{root}.conv2", 3, width, width),
-            "positions": tensors.take(f"{root}.embed_positions.weight", (model.num_positions, width)),
+            "wide": convolution(tensors, "conv1", 3, model.num_mels, width),
+            "strided": convolution(tensors, "conv2", 3, width, width),
+            "positions": tensors.take("embed_positions.weight", (model.num_positions, width)),
         },
-        "layers": stacked([block(f"{root}.layers.{layer}") for layer in range(model.num_layers)]),
-        "norm": layer_norm(tensors, f"{root}.layer_norm", width),
+        "layers": stacked([block(f"layers.{layer}") for layer in range(model.num_layers)]),
+        "norm": layer_norm(tensors, "layer_norm", width),
     }
     tensors.check_all_used()
     described = ml_collections.ConfigDict({"model": {"architecture": "whisper", **dataclasses.asdict(model)}})

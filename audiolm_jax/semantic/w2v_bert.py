@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 
 from audiolm_jax.semantic import features
-from audiolm_jax.semantic.blocks import states_between
 from audiolm_jax.semantic.conformer import ConformerConfig, ConformerStack, dense, layer_norm
+from audiolm_jax.semantic.layers import slice_blocks, states_between
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -237,12 +237,12 @@ def hidden_states(
     num_contrastive, num_masked = config.num_contrastive_layers, config.num_masked_layers
     stacks = (("contrastive", 0, num_contrastive), ("masked", num_contrastive, num_masked))
 
-    def run(x_BTD: jax.Array, first: int, last: int) -> jax.Array:
-        for name, offset, size in stacks:
-            start, stop = max(first - offset, 0), min(last - offset, size)
-            if start < stop:
-                blocks = jax.tree.map(lambda leaf, start=start, stop=stop: leaf[start:stop], params[name])
-                x_BTD = ConformerStack(config, stop - start).apply({"params": blocks}, x_BTD, mask_BT)
+    def run(x_BTD: jax.Array, start: int, stop: int) -> jax.Array:
+        for name, first, size in stacks:
+            begin, end = max(start - first, 0), min(stop - first, size)
+            if begin < end:
+                blocks = slice_blocks(params[name], begin, end)
+                x_BTD = ConformerStack(config, end - begin).apply({"params": blocks}, x_BTD, mask_BT)
         return x_BTD
 
-    return states_between(run, x_BTD, layers)
+    return states_between(x_BTD, layers, run)

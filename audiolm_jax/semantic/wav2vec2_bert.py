@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from audiolm_jax import spectral
-from audiolm_jax.activations import ACTIVATIONS, check_activation
+from audiolm_jax.activations import activation_of
 from audiolm_jax.errors import UserError
 from audiolm_jax.rotary import rotate
 from audiolm_jax.semantic import blocks
@@ -65,7 +65,7 @@ class Wav2Vec2BertConfig:
     window_seconds: float = 30.0
 
     def __post_init__(self):
-        check_activation(self.activation)
+        activation_of(self.activation)
         blocks.check_heads(self.embed_dim, self.num_heads)
         if self.positions not in POSITIONS:
             where = f"config.model.positions={self.positions}"
@@ -214,7 +214,7 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         hidden_BTF = nn.Dense(self.config.mlp_dim, name="wide")(x_BTD)
-        return nn.Dense(x_BTD.shape[-1], name="narrow")(ACTIVATIONS[self.config.activation](hidden_BTF))
+        return nn.Dense(x_BTD.shape[-1], name="narrow")(activation_of(self.config.activation)(hidden_BTF))
 
 
 class Convolution(nn.Module):
@@ -229,7 +229,7 @@ class Convolution(nn.Module):
         x_BTD = dense(name="value")(x_BTD) * nn.sigmoid(dense(name="gate")(x_BTD))
         kernel_KD = self.param("depthwise", nn.initializers.zeros, (config.conv_kernel, config.embed_dim))
         x_BTD = layer_norm(config, "norm")(depthwise_convolution(x_BTD, kernel_KD, causal=True))
-        return dense(name="out")(ACTIVATIONS[config.activation](x_BTD))
+        return dense(name="out")(activation_of(config.activation)(x_BTD))
 
 
 class Block(nn.Module):

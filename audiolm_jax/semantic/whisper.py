@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from audiolm_jax import spectral
-from audiolm_jax.activations import ACTIVATIONS, check_activation
+from audiolm_jax.activations import activation_of
 from audiolm_jax.semantic import blocks
 from audiolm_jax.semantic.features import length_mask
 
@@ -50,7 +50,7 @@ class WhisperConfig:
     default_layer: int
 
     def __post_init__(self):
-        check_activation(self.activation)
+        activation_of(self.activation)
         blocks.check_heads(self.embed_dim, self.num_heads)
 
     @property
@@ -146,4 +146,4 @@ class Block(nn.Module):
         mixed_BTNH = jax.nn.dot_product_attention(q_BTNH, k_BTNH, v_BTNH)
         x_BTD += dense(name="out")(mixed_BTNH.reshape(x_BTD.shape))
         hidden_BTF = nn.Dense(config.mlp_dim, name="wide")(layer_norm(name="mlp_norm")(x_BTD))
-        return x_BTD + dense(name="narrow")(ACTIVATIONS[config.activation](hidden_BTF))
+        return x_BTD + dense(name="narrow")(activation_of(config.activation)(hidden_BTF))

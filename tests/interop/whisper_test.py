@@ -196,8 +196,8 @@ def test_refuses_a_pickle_without_running_it(tmp_path):
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (encoders.without("encoder.conv1.bias"), "encoder.conv1.bias is missing"),
-        (encoders.with_extra("encoder.layers.9.fc1.bias"), "encoder.layers.9.fc1.bias belongs to no layer"),
+        (encoders.without("encoder.conv1.bias"), "tensor conv1.bias is missing"),
+        (encoders.with_extra("encoder.layers.9.fc1.bias"), "tensor layers.9.fc1.bias belongs to no layer"),
         (encoders.with_config(encoder_attention_heads=3), "width 16 .* 3 heads"),
         (encoders.with_config(activation_function="quick_gelu"), "unknown activation.*quick_gelu"),
         (encoders.with_config(num_mel_bins=21), r"conv1.weight is \[16, 20, 3\], not \[16, 21, 3\]"),
