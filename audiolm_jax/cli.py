@@ -291,7 +291,12 @@ def _add_tokenizing(command):
         "Fit k-means on a layer of an encoder: the semantic tokenizer.",
         "Normalises every dimension over the training split, then clusters the frames.",
     )
-    added.add_argument("--encoder", required=True, metavar="DIR", help="w2v-BERT: workdir, checkpoint or export")
+    added.add_argument(
+        "--encoder",
+        required=True,
+        metavar="DIR",
+        help="w2v-BERT (workdir, checkpoint or export) or a converted encoder",
+    )
     added.add_argument("--layer", required=True, type=int, help="hidden state to cluster; 0 is the first block's input")
     added.add_argument("--input", required=True, metavar="PATH", help="folder, recording or .jsonl manifest")
     added.add_argument("--num_clusters", required=True, type=int, metavar="K", help="semantic tokens (the paper: 1024)")
@@ -347,11 +352,13 @@ def _add_codec(command):
     added = command(
         "convert",
         _convert,
-        "A public codec (EnCodec 24 kHz, DAC, Mimi) to a codec of ours.",
-        "From the folder of a Hugging Face model; what it makes is a --codec, or an init_from to train on.",
+        "A public codec (EnCodec 24 kHz, DAC, Mimi) or semantic encoder (w2v-BERT 2.0, Whisper) to a part of ours.",
+        "From the folder of a Hugging Face model, or of a Whisper in CTranslate2's format (faster-whisper).\n"
+        "A codec is a --codec, or an init_from to train on; an encoder is an --encoder of `audiolm fit-kmeans`.\n"
+        "Whisper's is supervised: it was trained on transcripts.",
     )
-    added.add_argument("--source", required=True, metavar="DIR", help="config.json and model.safetensors")
-    added.add_argument("--output", required=True, metavar="DIR", help="new folder of the codec")
+    added.add_argument("--source", required=True, metavar="DIR", help="config.json and model.safetensors, or model.bin")
+    added.add_argument("--output", required=True, metavar="DIR", help="new folder")
 
 
 def _encode(options, _):

@@ -78,7 +78,8 @@ def _model(config: Mapping[str, Any], source: str | os.PathLike[str]) -> Wav2Vec
         max_left=config["left_max_position_embeddings"],
         max_right=config["right_max_position_embeddings"],
         rotary_base=config["rotary_embedding_base"],
-        default_layer=-(-2 * config["num_hidden_layers"] // 3),
+        # Layer 17 of the public model's 24 is what MaskGCT made tokens of (arXiv 2409.00750 §3.2).
+        default_layer=-(-17 * config["num_hidden_layers"] // 24),
     )
 
 
