@@ -87,7 +87,7 @@ def test_a_model_with_a_head_is_its_encoder(tmp_path):
 
 
 def test_fit_kmeans_makes_it_a_tokenizer(tmp_path):
-    random_model().save_pretrained(tmp_path / "source")
+    random_model(num_hidden_layers=1).save_pretrained(tmp_path / "source")
     convert(tmp_path / "source", tmp_path / "part")
     encoders.assert_becomes_a_tokenizer(tmp_path / "part", tmp_path, layer=1)
 
