@@ -16,18 +16,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from audiolm_jax.activations import activation_of
 from audiolm_jax.codec import seanet
 from audiolm_jax.codec.quantizer import Codebooks, Parameters, Quantized, QuantizerTraining, ResidualQuantizer
 from audiolm_jax.codec.soundstream import STREAM, remember
-from audiolm_jax.errors import UserError
 from audiolm_jax.rotary import rotate
-
-ACTIVATIONS = {
-    "gelu": functools.partial(nn.gelu, approximate=False),
-    "gelu_tanh": nn.gelu,
-    "relu": nn.relu,
-    "silu": nn.silu,
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +36,7 @@ class MimiConfig(seanet.SeanetConfig):
       num_layers, num_heads, num_key_value_heads, head_dim, mlp_dim: of each Transformer.
       attention_window: frames that a frame sees, itself included.
       attention_bias: the attention's projections have biases.
-      activation: of the feed-forward units, one of `ACTIVATIONS`.
+      activation: of the feed-forward units, one of `activations.ACTIVATIONS`.
       norm_epsilon: added to variances.
       rope_theta: longest wave length of the rotary positions, divided by 2π.
     """
@@ -66,9 +59,7 @@ class MimiConfig(seanet.SeanetConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.activation not in ACTIVATIONS:
-            where = f"config.model.activation={self.activation}"
-            raise UserError("unknown activation", where, f"use one of {', '.join(ACTIVATIONS)}")
+        activation_of(self.activation)
 
     @property
     def hop_length(self) -> int:
@@ -172,7 +163,7 @@ class Layer(nn.Module):
         y_BTD = Attention(config, name="attention")(norm(name="attention_norm")(x_BTD))
         x_BTD = x_BTD + Scale(name="attention_scale")(y_BTD)
         y_BTF = nn.Dense(config.mlp_dim, use_bias=False, name="wide")(norm(name="mlp_norm")(x_BTD))
-        y_BTD = dense(name="narrow")(ACTIVATIONS[config.activation](y_BTF))
+        y_BTD = dense(name="narrow")(activation_of(config.activation)(y_BTF))
         return x_BTD + Scale(name="mlp_scale")(y_BTD)
 
 

@@ -1,4 +1,4 @@
-"""Hugging Face models as parts of ours: one module of this package for each family, named as its `model_type`."""
+"""Public models as parts of ours: one module of this package for each family."""
 
 import importlib
 import json
@@ -13,7 +13,15 @@ from audiolm_jax.interop.huggingface import read_config
 from audiolm_jax.parts import export, write_part
 from audiolm_jax.training.checkpoint import find_checkpoint
 
-FAMILIES = ("dac", "encodec", "mimi")
+# The module that reads a folder, by its config.json's `model_type`.
+FAMILIES = {
+    "dac": "dac",
+    "encodec": "encodec",
+    "hubert": "wav2vec2",
+    "mimi": "mimi",
+    "wav2vec2": "wav2vec2",
+    "wavlm": "wav2vec2",
+}
 
 
 def convert(source: str | os.PathLike[str], output: str | os.PathLike[str]):
@@ -33,7 +41,7 @@ def convert(source: str | os.PathLike[str], output: str | os.PathLike[str]):
     family = read_config(source)["model_type"]
     if family not in FAMILIES:
         raise UserError(f"unknown model_type {family}", source, f"these can be converted: {', '.join(FAMILIES)}")
-    part = importlib.import_module(f"audiolm_jax.interop.{family}").part_from_huggingface(source)
+    part = importlib.import_module(f"audiolm_jax.interop.{FAMILIES[family]}").part_from_huggingface(source)
     with files.new_folder(output) as scratch:
         write_part(scratch, part)
 

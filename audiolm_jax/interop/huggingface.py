@@ -14,6 +14,13 @@ import safetensors
 
 from audiolm_jax.errors import UserError
 
+# Their names of our `activations`, where the two differ.
+ACTIVATIONS = {
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "swish": "silu",
+}
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 # What weights come in; whole numbers are counters, which nobody takes.
 DTYPES = {
@@ -43,6 +50,32 @@ def read_config(source: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(config, dict) or "model_type" not in config:
         raise UserError("config.json names no model_type", path, "give the folder of a Hugging Face model")
     return config
+
+
+def read_preprocessor(source: str | os.PathLike[str]) -> dict[str, Any]:
+    """What the model's folder says of its feature extractor, empty where it says nothing.
+
+    That is `preprocessor_config.json`, or the feature extractor's part of `processor_config.json`.
+
+    Raises:
+      UserError: a damaged file.
+    """
+    for name, pick in (
+        ("preprocessor_config.json", lambda found: found),
+        ("processor_config.json", lambda found: found.get("feature_extractor", {})),
+    ):
+        path = pathlib.Path(source) / name
+        if path.is_file():
+            try:
+                return dict(pick(json.loads(path.read_text())))
+            except (ValueError, TypeError, AttributeError) as error:
+                raise UserError(f"{name} is damaged ({error})", path, "download or save the model anew") from error
+    return {}
+
+
+def activation_name(theirs: str) -> str:
+    """Our name of a function that a `config.json` names."""
+    return ACTIVATIONS.get(theirs, theirs)
 
 
 class Tensors:
@@ -100,25 +133,37 @@ class Tensors:
             raise UserError(problem, self._source, "the weights do not belong to this config.json")
         return np.asarray(array, np.float32)
 
-    def weight(self, module: str, shape: tuple[int, ...]) -> np.ndarray:
+    def weight(self, module: str, shape: tuple[int, ...], axis: int = 0) -> np.ndarray:
         """`MODULE.weight`, or the product of its weight normalisation, in either of PyTorch's spellings.
 
-        Normalised is each entry of the first axis: weight = scale · direction / |direction|.
+        Normalised is each entry of `axis`: weight = scale · direction / |direction|.
         """
+        others = tuple(other for other in range(len(shape)) if other != axis)
         for scale, direction in (
             (f"{module}.parametrizations.weight.original0", f"{module}.parametrizations.weight.original1"),
             (f"{module}.weight_g", f"{module}.weight_v"),
         ):
             if direction in self._arrays:
-                scales = self.take(scale, (shape[0],) + (1,) * (len(shape) - 1)).astype(np.float64)
+                scale_shape = tuple(1 if other in others else size for other, size in enumerate(shape))
+                scales = self.take(scale, scale_shape).astype(np.float64)
                 directions = self.take(direction, shape).astype(np.float64)
-                norms = np.sqrt(np.sum(np.square(directions), axis=tuple(range(1, len(shape))), keepdims=True))
+                norms = np.sqrt(np.sum(np.square(directions), axis=others, keepdims=True))
                 return (scales * directions / norms).astype(np.float32)
         return self.take(f"{module}.weight", shape)
+
+    def enter(self, module: str):
+        """Names tensors as that module does, if it is there, and drops what lies beside it: a larger model's heads."""
+        prefix = f"{module}."
+        inner = {name.removeprefix(prefix): array for name, array in self._arrays.items() if name.startswith(prefix)}
+        self._arrays = inner or self._arrays
 
     def ignore(self, *endings: str):
         """Drops what is not needed: tensors whose names end so."""
         self._arrays = {name: array for name, array in self._arrays.items() if not name.endswith(endings)}
+
+    def ignore_module(self, module: str):
+        """Drops all tensors of a module."""
+        self._arrays = {name: array for name, array in self._arrays.items() if not name.startswith(f"{module}.")}
 
     def check_all_used(self):
         """Raises a UserError that names a tensor which nobody took."""

@@ -12,7 +12,7 @@ from audiolm_jax.codec.mimi import Decoder, Encoder, MimiConfig
 from audiolm_jax.config import soundstream_config
 from audiolm_jax.errors import UserError
 from audiolm_jax.interop import seanet
-from audiolm_jax.interop.huggingface import Tensors, read_config
+from audiolm_jax.interop.huggingface import Tensors, activation_name, read_config
 from audiolm_jax.parts import Part
 
 # What a config.json leaves out.
@@ -52,7 +52,6 @@ DEFAULTS = {
     "sliding_window": 250,
     "attention_bias": False,
 }
-ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"}
 # A code is the sum of its frames divided by their number, or by this where they are fewer.
 SMALLEST_USAGE = np.float32(1e-5)
 
@@ -123,7 +122,7 @@ def _model(config: Mapping[str, Any], source: str | os.PathLike[str]) -> MimiCon
         mlp_dim=config["intermediate_size"],
         attention_window=config["sliding_window"],
         attention_bias=config["attention_bias"],
-        activation=ACTIVATIONS.get(config["hidden_act"], config["hidden_act"]),
+        activation=activation_name(config["hidden_act"]),
         norm_epsilon=config["norm_eps"],
         rope_theta=rope["rope_theta"],
     )

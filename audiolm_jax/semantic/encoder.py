@@ -11,6 +11,7 @@ import jax
 
 from audiolm_jax.config import build_kind
 from audiolm_jax.semantic.w2v_bert import W2vBertConfig
+from audiolm_jax.semantic.wav2vec2 import Wav2Vec2Config
 
 Weights = Mapping[str, Any]
 
@@ -60,7 +61,7 @@ def _w2v_bert(**fields: Any) -> W2vBertConfig:
     return dataclasses.replace(W2vBertConfig(**fields), dtype="float32", remat="none")
 
 
-ENCODERS: Mapping[str, Callable[..., Encoder]] = {"w2v_bert": _w2v_bert}
+ENCODERS: Mapping[str, Callable[..., Encoder]] = {"w2v_bert": _w2v_bert, "wav2vec2": Wav2Vec2Config}
 
 
 def build_encoder(model: Mapping[str, Any]) -> Encoder:

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from audiolm_jax.semantic import features
 from audiolm_jax.semantic.conformer import ConformerConfig, ConformerStack, dense, layer_norm
+from audiolm_jax.semantic.layers import slice_blocks, states_between
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -235,13 +236,13 @@ def hidden_states(
     x_BTD = W2vBert(config).apply({"params": front}, mel_BTM, mask_BT, method="inputs")
     num_contrastive, num_masked = config.num_contrastive_layers, config.num_masked_layers
     stacks = (("contrastive", 0, num_contrastive), ("masked", num_contrastive, num_masked))
-    found, done = {0: x_BTD}, 0
-    for layer in sorted({*layers} - {0}):
+
+    def run(x_BTD: jax.Array, start: int, stop: int) -> jax.Array:
         for name, first, size in stacks:
-            start, stop = max(done - first, 0), min(layer - first, size)
-            if start < stop:
-                blocks = jax.tree.map(lambda leaf, start=start, stop=stop: leaf[start:stop], params[name])
-                x_BTD = ConformerStack(config, stop - start).apply({"params": blocks}, x_BTD, mask_BT)
-        found[layer] = x_BTD
-        done = layer
-    return tuple(found[layer] for layer in layers)
+            begin, end = max(start - first, 0), min(stop - first, size)
+            if begin < end:
+                blocks = slice_blocks(params[name], begin, end)
+                x_BTD = ConformerStack(config, end - begin).apply({"params": blocks}, x_BTD, mask_BT)
+        return x_BTD
+
+    return states_between(x_BTD, layers, run)
