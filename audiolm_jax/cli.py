@@ -347,11 +347,19 @@ def _add_codec(command):
     added = command(
         "convert",
         _convert,
-        "A public codec (EnCodec 24 kHz, DAC, Mimi) to a codec of ours.",
-        "From the folder of a Hugging Face model; what it makes is a --codec, or an init_from to train on.",
+        "A public model to a part of ours: codecs, semantic encoders, their centroids.",
+        "From the folder of a Hugging Face model. Codecs (EnCodec 24 kHz, DAC, Mimi) make a --codec, or an init_from\n"
+        "to train on; encoders (HuBERT, wav2vec 2.0, WavLM) an --encoder for `audiolm fit-kmeans`.\n\n"
+        "Or centroids that were fitted elsewhere, in place of fit-kmeans: --source is a .npy, a .npz or a k-means of\n"
+        "scikit-learn that joblib dumped (textless-lib, slamkit; nothing in it is run); --encoder and --layer say\n"
+        "what they were fitted on. That makes a --semantic_tokenizer.",
     )
-    added.add_argument("--source", required=True, metavar="DIR", help="config.json and model.safetensors")
-    added.add_argument("--output", required=True, metavar="DIR", help="new folder of the codec")
+    added.add_argument(
+        "--source", required=True, metavar="PATH", help="folder with config.json and model.safetensors; or centroids"
+    )
+    added.add_argument("--encoder", metavar="DIR", help="of centroids: a converted or trained encoder")
+    added.add_argument("--layer", type=int, metavar="L", help="of centroids: hidden state; 0: the first block's input")
+    added.add_argument("--output", required=True, metavar="DIR", help="new folder")
 
 
 def _encode(options, _):
@@ -369,7 +377,7 @@ def _decode(options, _):
 def _convert(options, _):
     from audiolm_jax.interop.convert import convert
 
-    convert(options.source, options.output)
+    convert(options.source, options.output, options.encoder, options.layer)
 
 
 def _add_bundle(command):

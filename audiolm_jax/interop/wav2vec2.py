@@ -68,22 +68,10 @@ def part_from_huggingface(source: str | os.PathLike[str]) -> Part:
     tensors.enter(fields["model_type"])
     tensors.ignore("masked_spec_embed", ".num_batches_tracked")
     tensors.ignore_module("adapter")
-    params: dict[str, Any] = {
-        "convolutions": _convolutions(tensors, model),
-        "projection": _dense(tensors, "feature_projection.projection", model.conv_channels[-1], model.embed_dim),
-        "positions": _positions(tensors, model),
-        "blocks": {"layers": _blocks(tensors, model)},
-    }
-    if model.projection_norm:
-        params["projection_norm"] = _norm(tensors, "feature_projection.layer_norm", model.conv_channels[-1])
-    if model.position_norm:
-        params["position_norm"] = _batch_norm(tensors, "encoder.pos_conv_embed.batch_norm", model.embed_dim)
+    params = {"front": _front(tensors, model), "blocks": _blocks(tensors, model)}
     if model.num_buckets:
         name = "encoder.layers.0.attention.rel_attn_embed.weight"
         params["relative_positions"] = tensors.take(name, (model.num_buckets, model.num_heads))
-    final_norm = _norm(tensors, "encoder.layer_norm", model.embed_dim)
-    if not model.pre_norm:
-        params["input_norm"] = final_norm
     tensors.check_all_used()
     config = ml_collections.ConfigDict({"model": {"architecture": "wav2vec2", **dataclasses.asdict(model)}})
     return Part("semantic_encoder", config, {"params": params})
@@ -134,6 +122,23 @@ def _batch_norm(tensors: Tensors, module: str, width: int) -> dict[str, np.ndarr
     mean, variance = (tensors.take(f"{module}.running_{name}", (width,)).astype(np.float64) for name in ("mean", "var"))
     scale = affine["scale"] / np.sqrt(variance + CONV_EPSILON)
     return {"scale": scale.astype(np.float32), "bias": (affine["bias"] - mean * scale).astype(np.float32)}
+
+
+def _front(tensors: Tensors, model: Wav2Vec2Config) -> dict[str, Any]:
+    channels, width = model.conv_channels[-1], model.embed_dim
+    params = {
+        "convolutions": _convolutions(tensors, model),
+        "projection": _dense(tensors, "feature_projection.projection", channels, width),
+        "positions": _positions(tensors, model),
+    }
+    if model.projection_norm:
+        params["projection_norm"] = _norm(tensors, "feature_projection.layer_norm", channels)
+    if model.position_norm:
+        params["position_norm"] = _batch_norm(tensors, "encoder.pos_conv_embed.batch_norm", width)
+    norm = _norm(tensors, "encoder.layer_norm", width)
+    if not model.pre_norm:  # Where it is, this one stands behind the last block.
+        params["input_norm"] = norm
+    return params
 
 
 def _convolutions(tensors: Tensors, model: Wav2Vec2Config) -> dict[str, Any]:

@@ -105,17 +105,20 @@ class Wav2Vec2Config:
     def hidden_states(
         self, weights: Mapping[str, Any], wave_BW: jax.Array, lengths_B: jax.Array, layers: tuple[int, ...]
     ) -> tuple[jax.Array, ...]:
-        """Hidden states of waveforms; see `semantic.encoder.Encoder`. `weights` is {"params": those of `Wav2Vec2`}."""
+        """Hidden states of waveforms; see `semantic.encoder.Encoder`. `weights` is {"params": …}.
+
+        `params` holds those of `Front` as "front", of `Blocks`'s layers as "blocks", and a bias's table
+        "relative_positions" [R, N].
+        """
         params = weights["params"]
-        front = {name: value for name, value in params.items() if name not in ("blocks", "relative_positions")}
-        x_BTD, mask_BT = Wav2Vec2(self).apply({"params": front}, wave_BW, lengths_B, method="inputs")
+        x_BTD, mask_BT = Front(self).apply({"params": params["front"]}, wave_BW, lengths_B)
         bias_NTS = None
         if self.num_buckets:
             buckets_TS = distance_buckets(x_BTD.shape[1], self.num_buckets, self.max_distance)
             bias_NTS = params["relative_positions"].T[:, buckets_TS]
 
         def run(x_BTD: jax.Array, start: int, stop: int) -> jax.Array:
-            blocks = {"layers": slice_blocks(params["blocks"]["layers"], start, stop)}
+            blocks = {"layers": slice_blocks(params["blocks"], start, stop)}
             return Blocks(self, stop - start).apply({"params": blocks}, x_BTD, mask_BT, bias_NTS)
 
         return states_between(x_BTD, layers, run)
@@ -197,51 +200,37 @@ class Affine(nn.Module):
         return x_BTC * scale_C + bias_C
 
 
-class Wav2Vec2(nn.Module):
-    """The whole network: what leads to the first block, the blocks and the table of relative positions."""
+class Front(nn.Module):
+    """All that leads to the first block."""
 
     config: Wav2Vec2Config
 
-    def setup(self):
-        config = self.config
-        self.convolutions = Convolutions(config)
-        if config.projection_norm:
-            self.projection_norm = layer_norm(config)
-        self.projection = nn.Dense(config.embed_dim)
-        if config.position_norm:
-            self.position_norm = Affine()
-        around = (config.position_kernel // 2, (config.position_kernel - 1) // 2)
-        self.positions = nn.Conv(
-            config.embed_dim,
-            (config.position_kernel,),
-            padding=[around],
-            feature_group_count=config.position_groups,
-        )
-        if not config.pre_norm:
-            self.input_norm = layer_norm(config)
-        self.blocks = Blocks(config, config.num_layers)
-        if config.num_buckets:
-            shape = (config.num_buckets, config.num_heads)
-            self.relative_positions = self.param("relative_positions", nn.initializers.normal(), shape)
-
-    def inputs(self, wave_BW: jax.Array, lengths_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+    @nn.compact
+    def __call__(self, wave_BW: jax.Array, lengths_B: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Input [B, T, D] of the first block, and the mask [B, T] of the frames that exist."""
         config = self.config
         if config.normalize_wave:
             wave_BW = normalized(wave_BW, lengths_B)
         else:
             wave_BW = jnp.where(length_mask(lengths_B, wave_BW.shape[1]), wave_BW, 0.0)
-        x_BTC = self.convolutions(wave_BW, lengths_B)
+        x_BTC = Convolutions(config, name="convolutions")(wave_BW, lengths_B)
         if config.projection_norm:
-            x_BTC = self.projection_norm(x_BTC)
-        x_BTD = self.projection(x_BTC)
+            x_BTC = layer_norm(config, "projection_norm")(x_BTC)
+        x_BTD = nn.Dense(config.embed_dim, name="projection")(x_BTC)
         mask_BT = length_mask(config.num_frames(lengths_B), x_BTD.shape[1])
         x_BTD = jnp.where(mask_BT[..., None], x_BTD, 0.0)
         context_BTD = x_BTD
         if config.position_norm:
-            context_BTD = jnp.where(mask_BT[..., None], self.position_norm(x_BTD), 0.0)
-        x_BTD += activation_of(config.conv_activation)(self.positions(context_BTD))
-        return x_BTD if config.pre_norm else self.input_norm(x_BTD), mask_BT
+            context_BTD = jnp.where(mask_BT[..., None], Affine(name="position_norm")(x_BTD), 0.0)
+        positions = nn.Conv(
+            config.embed_dim,
+            (config.position_kernel,),
+            padding=[(config.position_kernel // 2, (config.position_kernel - 1) // 2)],
+            feature_group_count=config.position_groups,
+            name="positions",
+        )
+        x_BTD += activation_of(config.conv_activation)(positions(context_BTD))
+        return x_BTD if config.pre_norm else layer_norm(config, "input_norm")(x_BTD), mask_BT
 
 
 def layer_norm(config: Wav2Vec2Config, name: str | None = None) -> nn.LayerNorm:

@@ -1,19 +1,23 @@
-"""HuBERT, wav2vec 2.0 and WavLM against transformers: random weights of several sizes, saved as theirs, read as ours."""
+"""HuBERT, wav2vec 2.0 and WavLM against transformers: random weights of several sizes, theirs read as ours."""
 
 import functools
+import json
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
 import audiolm_jax
-from audiolm_jax import bundle
+from audiolm_jax import commands
 from audiolm_jax.errors import UserError
 from audiolm_jax.interop.convert import convert
 from audiolm_jax.interop.wav2vec2 import part_from_huggingface
 from audiolm_jax.parts import read_part
+from audiolm_jax.semantic.encoder import build_encoder
 from audiolm_jax.semantic.wav2vec2 import distance_buckets
+from tests import tiny
 from tests.interop import parity
 
 SIZES = {
@@ -32,7 +36,12 @@ VARIANTS = {
     "hubert large": ("hubert", {**LAYER_NORMED, "layer_norm_eps": 1e-3}, "old", True),
     "hubert with batch norm": ("hubert", {"conv_pos_batch_norm": True, "feat_proj_layer_norm": False}, "none", False),
     "wav2vec2": ("wav2vec2", {"conv_bias": True, "num_conv_pos_embeddings": 5, "hidden_act": "gelu_new"}, "old", None),
-    "wav2vec2 large": ("wav2vec2", {**LAYER_NORMED, "feat_extract_activation": "relu", "conv_bias": False}, "new", True),
+    "wav2vec2 large": (
+        "wav2vec2",
+        {**LAYER_NORMED, "conv_bias": False, "hidden_act": "relu"},
+        "new",
+        True,
+    ),
     "wavlm": ("wavlm", {"num_buckets": 12, "max_bucket_distance": 24}, "new", False),
     "wavlm large": ("wavlm", {**LAYER_NORMED, "num_buckets": 10, "max_bucket_distance": 9}, "old", True),
 }
@@ -116,14 +125,121 @@ def test_what_stands_behind_a_row_does_not_count(pair):
         np.testing.assert_allclose(noise_BTD[row, :frames], zeros_BTD[row, :frames], atol=1e-5)
 
 
-def test_the_base_sizes_are_frames_of_20_ms(tmp_path):
-    """The published hop and receptive field, and the layer taken by default, from a config.json that says nothing."""
+def test_the_published_sizes_are_frames_of_20_ms(tmp_path):
     part = part_from_huggingface(parity.save(random_model(transformers.HubertModel, {}), tmp_path / "source"))
-    model = part.config.model
-    assert model.normalize_wave and model.default_layer == 1
-    encoder = bundle.build_encoder({**model, "conv_kernels": (10, 3, 3, 3, 3, 2, 2), "conv_channels": (8,) * 7,
-                                    "conv_strides": (5, 2, 2, 2, 2, 2, 2)})
+    assert part.config.model.default_layer == 1
+    sizes = {"conv_channels": (8,) * 7, "conv_kernels": (10, 3, 3, 3, 3, 2, 2), "conv_strides": (5, 2, 2, 2, 2, 2, 2)}
+    encoder = build_encoder({**part.config.model, **sizes})
+    assert encoder.hop_length == 320 and [encoder.num_frames(length) for length in (399, 400)] == [0, 1]
     theirs = transformers.HubertModel(transformers.HubertConfig(num_hidden_layers=0))
     lengths = np.arange(0, 2000, 7)
     expected = theirs._get_feat_extract_output_lengths(torch.tensor(lengths)).numpy()
     np.testing.assert_array_equal(encoder.num_frames(lengths), np.maximum(expected, 0))
+
+
+@pytest.mark.parametrize("num_buckets, max_distance", [(320, 800), (12, 24), (64, 256)])
+def test_distances_fall_into_the_buckets_of_wavlm(num_buckets, max_distance):
+    """Also where a logarithm is a whole number but for its rounding."""
+    attention = WavLMAttention(4, 2, num_buckets=num_buckets, max_distance=max_distance)
+    distance_TS = torch.arange(900) - torch.arange(900)[:, None]
+    expected_TS = attention._relative_positions_bucket(distance_TS).numpy()
+    np.testing.assert_array_equal(distance_buckets(900, num_buckets, max_distance), expected_TS)
+
+
+@pytest.mark.parametrize(
+    "model_class, base, fields",
+    [
+        (transformers.Wav2Vec2ForPreTraining, "wav2vec2", {"add_adapter": True, "output_hidden_size": 12}),
+        (transformers.HubertForCTC, "hubert", {"conv_pos_batch_norm": True}),
+        (transformers.WavLMForXVector, "wavlm", {"num_buckets": 8}),
+    ],
+)
+def test_heads_quantizers_and_adapters_behind_the_blocks_are_left_out(tmp_path, model_class, base, fields):
+    model = random_model(model_class, fields)
+    whole = part_from_huggingface(parity.save(model, tmp_path / "whole"))
+    inner = part_from_huggingface(parity.save(getattr(model, base), tmp_path / "inner"))
+    assert whole.fingerprint() == inner.fingerprint()
+
+
+def remove(folder):
+    name = "encoder.layers.1.attention.k_proj.bias"
+    parity.rewrite(folder, lambda tensors: {k: v for k, v in tensors.items() if k != name})
+
+
+def add(folder):
+    parity.rewrite(folder, lambda tensors: {**tensors, "encoder.layers.3.layer_norm.bias": torch.zeros(12)})
+
+
+def reshape(folder):
+    name = "encoder.pos_conv_embed.conv.parametrizations.weight.original0"
+    parity.rewrite(folder, lambda tensors: {**tensors, name: torch.ones(12, 1, 1)})
+
+
+def pickle(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (remove, "encoder.layers.1.attention.k_proj.bias is missing"),
+        (add, "encoder.layers.3.layer_norm.bias belongs to no layer"),
+        (reshape, r"original0 is \[12, 1, 1\], not \[1, 1, 6\]"),
+        (pickle, "weights are a pickle .pytorch_model.bin."),
+        (lambda folder: (folder / "preprocessor_config.json").write_text("[1]"), "preprocessor_config.json is damaged"),
+        (functools.partial(parity.set_config, adapter_attn_dim=4), "attention adapters of width 4"),
+        (functools.partial(parity.set_config, feat_extract_norm="batch"), "unknown conv_norm: batch"),
+        (functools.partial(parity.set_config, hidden_act="tanh"), "unknown activation: tanh"),
+        (functools.partial(parity.set_config, conv_stride=[3, 2]), "convolutions do not match"),
+        (functools.partial(parity.set_config, num_attention_heads=5), "num_heads does not divide"),
+        (functools.partial(parity.set_config, num_hidden_layers=2), "encoder.layers.2.* belongs to no layer"),
+    ],
+)
+def test_refuses_by_name_and_leaves_nothing_behind(tmp_path, damage, message):
+    source = parity.save(random_model(transformers.HubertModel, {}), tmp_path / "source")
+    damage(source)
+    with pytest.raises(UserError, match=message):
+        convert(source, tmp_path / "encoder")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_processor_file_says_too_whether_clips_are_normalised(tmp_path):
+    source = parity.save(random_model(transformers.HubertModel, {}), tmp_path / "source")
+    description = {"feature_extractor": {"do_normalize": False, "sampling_rate": 8000}}
+    (source / "processor_config.json").write_text(json.dumps(description))
+    model = part_from_huggingface(source).config.model
+    assert (model.normalize_wave, model.sample_rate) == (False, 8000)
+
+
+def test_clips_and_layers_that_there_are_not_are_refused(folder):
+    tokenizer = converted(folder, "hubert")[2]
+    with pytest.raises(UserError, match="a clip of 16 samples has no frame: row 1"):
+        tokenizer.features(random_waves(), [SHORTEST, SHORTEST - 1, 0, 0])
+    with pytest.raises(UserError, match="no such layer: layer 4; choose 0 to 3"):
+        tokenizer.features(random_waves(), LENGTHS_B, 4)
+    assert tokenizer.features(np.zeros((2, SHORTEST - 1)), [0, 0]).shape == (2, 0, 12)
+
+
+def test_tokens_come_from_fit_kmeans_and_are_the_same_in_any_company(folder, tmp_path):
+    converted(folder, "wavlm")
+    recordings = tiny.write_recordings(tmp_path / "recordings", (0.03, 0.04, 0.05))
+    output = tmp_path / "tokenizer"
+    commands.fit_kmeans(str(folder / "our wavlm"), 2, str(recordings), 5, 0, str(output))
+    tokenizer = audiolm_jax.load_semantic_tokenizer(output)
+    assert tokenizer.vocab_size == 5 and read_part(output).settings == {"layer": 2}
+    wave_BW = random_waves()
+    z_BT = tokenizer.encode(wave_BW, LENGTHS_B)
+    assert len(np.unique(z_BT[3])) > 1
+    x_BTD = tokenizer.features(wave_BW, LENGTHS_B, layer=2)
+    clusters = {name: np.asarray(value) for name, value in tokenizer.clusters.items()}
+    distances_BTK = np.linalg.norm(
+        ((x_BTD - clusters["mean"]) / clusters["std"])[:, :, None] - clusters["centroids"], axis=-1
+    )
+    longer_BW = np.pad(wave_BW, [(0, 0), (0, 300 * HOP)])
+    for row, length in enumerate(LENGTHS_B):
+        frames = tokenizer.num_frames(length)
+        np.testing.assert_array_equal(z_BT[row, :frames], distances_BTK[row, :frames].argmin(-1))
+        alone_BT = tokenizer.encode(wave_BW[row : row + 1, :length])
+        padded_BT = tokenizer.encode(longer_BW[[row, 3]], [length, longer_BW.shape[1]])
+        np.testing.assert_array_equal(alone_BT[0], z_BT[row, :frames])
+        np.testing.assert_array_equal(padded_BT[0, :frames], z_BT[row, :frames])
