@@ -59,7 +59,8 @@ def part_from_huggingface(source: str | os.PathLike[str]) -> Part:
       UserError: no such model there, one with adapters between its blocks, or weights that do not belong to it.
     """
     extractor = read_preprocessor(source)
-    fields = {**DEFAULTS, **{name: extractor[name] for name in DEFAULTS if name in extractor}, **read_config(source)}
+    fields = {**DEFAULTS, **read_config(source)}
+    fields |= {name: extractor[name] for name in ("sampling_rate", "do_normalize") if name in extractor}
     if fields["adapter_attn_dim"] is not None:
         hint = "only models without attention adapters (adapter_attn_dim) can be converted"
         raise UserError(f"attention adapters of width {fields['adapter_attn_dim']}", source, hint)

@@ -114,8 +114,7 @@ class Wav2Vec2Config:
         x_BTD, mask_BT = Front(self).apply({"params": params["front"]}, wave_BW, lengths_B)
         bias_NTS = None
         if self.num_buckets:
-            buckets_TS = distance_buckets(x_BTD.shape[1], self.num_buckets, self.max_distance)
-            bias_NTS = params["relative_positions"].T[:, buckets_TS]
+            bias_NTS = position_bias(params["relative_positions"], x_BTD.shape[1], self.max_distance)
 
         def run(x_BTD: jax.Array, start: int, stop: int) -> jax.Array:
             blocks = {"layers": slice_blocks(params["blocks"], start, stop)}
@@ -149,22 +148,28 @@ def standardized(x_BTC: jax.Array, mask_BT: jax.Array, epsilon: float) -> jax.Ar
     return centred_BTC * jax.lax.rsqrt(mean_over_time(jnp.square(centred_BTC)) + epsilon)
 
 
-def distance_buckets(num_frames: int, num_buckets: int, max_distance: int) -> np.ndarray:
-    """Buckets [T, S] of the distances key − query: one half of R for keys up to the query, the other for later ones.
+def position_bias(table_RN: jax.Array, num_frames: int, max_distance: int) -> jax.Array:
+    """Bias [N, T, S] by the distance key − query."""
+    num_buckets = table_RN.shape[0]
+    buckets = distance_buckets(np.arange(1 - num_frames, num_frames), num_buckets, max_distance)
+    frame_T = jnp.arange(num_frames)
+    index_TS = frame_T - frame_T[:, None] + num_frames - 1
+    return table_RN.T[:, buckets][:, index_TS]
+
+
+def distance_buckets(distances: np.ndarray, num_buckets: int, max_distance: int) -> np.ndarray:
+    """Buckets of the distances key − query: the lower half for keys up to the query, the upper one for later keys.
 
     Half of each half holds one distance a bucket, the rest grows logarithmically, and the last one holds all from
     `max_distance` on. In float32, as the original computes them.
     """
-    position_T = np.arange(num_frames)
-    distance_TS = position_T - position_T[:, None]
     half = num_buckets // 2
     num_exact = half // 2
-    with np.errstate(divide="ignore"):
-        share_TS = np.log(np.abs(distance_TS).astype(np.float32) / np.float32(num_exact))
-    share_TS = share_TS / np.float32(math.log(max_distance / num_exact)) * np.float32(half - num_exact)
-    coarse_TS = np.minimum(num_exact + np.maximum(share_TS, 0.0), half - 1).astype(np.int32)
-    near_TS = np.abs(distance_TS) < num_exact
-    return np.where(near_TS, np.abs(distance_TS), coarse_TS) + half * (distance_TS > 0)
+    sizes = np.abs(distances)
+    shares = np.log(np.maximum(sizes, num_exact).astype(np.float32) / np.float32(num_exact))
+    shares = shares / np.float32(math.log(max_distance / num_exact)) * np.float32(half - num_exact)
+    coarse = np.minimum((num_exact + shares).astype(np.int32), half - 1)
+    return np.where(sizes < num_exact, sizes, coarse) + half * (distances > 0)
 
 
 class Convolutions(nn.Module):
