@@ -5,6 +5,7 @@ Shape suffixes: K clusters, D model.
 
 import os
 import pathlib
+import zipfile
 
 import numpy as np
 
@@ -77,7 +78,7 @@ def _numpy(path: pathlib.Path) -> np.ndarray:
                 hint = f"save one of them, or name it {' or '.join(NAMES)}"
                 raise UserError(f"arrays {', '.join(names) or 'are none'}", path, hint)
             return np.asarray(loaded[names[0]])
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"no array of numbers ({error})", path, "save the centroids as .npy") from error
 
 
