@@ -6,6 +6,7 @@ BUNDLE/{codec,semantic_tokenizer,semantic,coarse,fine}/   exported parts
 
 import dataclasses
 import json
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -47,7 +48,7 @@ def load_semantic_tokenizer(path: str | pathlib.Path) -> SemanticTokenizer:
     return tokenizer_from_part(part)
 
 
-def read_encoder(path: str | pathlib.Path) -> Part:
+def read_encoder(path: str | os.PathLike[str]) -> Part:
     """The encoder of a folder, without the clusters that it may have.
 
     Raises:

@@ -53,7 +53,8 @@ class Call:
     """
 
     def __init__(self, function: Any, arguments: Any):
-        self.function, self.arguments, self.state = function, arguments, None
+        self.function, self.arguments = function, arguments
+        self.state: Any = None
 
 
 K_MEANS = {
@@ -126,7 +127,7 @@ def array_of(value: Any) -> np.ndarray:
     raise ValueError("no array of numbers")
 
 
-def _array(data: bytes, dtype: Any, shape: Any, order: str) -> np.ndarray:
+def _array(data: bytes, dtype: Any, shape: Any, order: Any) -> np.ndarray:
     return np.frombuffer(data, _dtype(dtype)).reshape(shape, order=order)
 
 
@@ -134,8 +135,8 @@ def _dtype(call: Any) -> np.dtype:
     """Of numbers, from the call that makes it: the kind and size, and a state that begins with (3, byte order)."""
     if not (isinstance(call, Call) and call.function == DTYPE and re.fullmatch("[biuf][1248]", str(call.arguments[0]))):
         raise ValueError("an array of something else than numbers")
-    order = call.state[1] if call.state else "="
-    return np.dtype(str(call.arguments[0])).newbyteorder("=" if order == "|" else order)
+    order: Any = call.state[1] if call.state else "="
+    return np.dtype(str(call.arguments[0])).newbyteorder(order)
 
 
 def _bytes(data: Any) -> bytes:

@@ -69,7 +69,7 @@ def part_from_huggingface(source: str | os.PathLike[str]) -> Part:
     tensors.enter(fields["model_type"])
     tensors.ignore("masked_spec_embed", ".num_batches_tracked")
     tensors.ignore_module("adapter")
-    params = {"front": _front(tensors, model), "blocks": _blocks(tensors, model)}
+    params: dict[str, Any] = {"front": _front(tensors, model), "blocks": _blocks(tensors, model)}
     if model.num_buckets:
         name = "encoder.layers.0.attention.rel_attn_embed.weight"
         params["relative_positions"] = tensors.take(name, (model.num_buckets, model.num_heads))
