@@ -6,7 +6,10 @@ BUNDLE/{codec,semantic_tokenizer,semantic,coarse,fine}/   exported parts
 
 import dataclasses
 import json
+import os
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from jax.sharding import Mesh
 
@@ -43,6 +46,25 @@ def load_semantic_tokenizer(path: str | pathlib.Path) -> SemanticTokenizer:
     if part.kind not in (*ENCODERS, *KINDS["semantic_tokenizer"]):
         raise UserError(f"not a semantic tokenizer but a {part.kind}", path, "give an encoder or a fitted tokenizer")
     return tokenizer_from_part(part)
+
+
+def read_encoder(path: str | os.PathLike[str]) -> Part:
+    """The encoder of a folder, without the clusters that it may have.
+
+    Raises:
+      UserError: as `read_part`, or the part is no encoder.
+    """
+    part = read_part(path)
+    if part.kind not in (*ENCODERS, *KINDS["semantic_tokenizer"]):
+        raise UserError(f"not a semantic encoder but a {part.kind}", path, "give a w2v-BERT or a converted encoder")
+    return dataclasses.replace(part, weights={name: part.weights[name] for name in part.weights if name != "clusters"})
+
+
+def with_clusters(encoder: Part, clusters: Mapping[str, Any]) -> Part:
+    """A semantic tokenizer of an encoder and {"layer": int, "mean": [D], "std": [D], "centroids": [K, D]}."""
+    arrays = {name: clusters[name] for name in ("mean", "std", "centroids")}
+    weights = {**encoder.weights, "clusters": arrays}
+    return Part("semantic_tokenizer", encoder.config, weights, {"layer": clusters["layer"]})
 
 
 def tokenizer_from_part(part: Part) -> SemanticTokenizer:

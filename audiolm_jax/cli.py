@@ -352,12 +352,23 @@ def _add_codec(command):
     added = command(
         "convert",
         _convert,
-        "A public codec (EnCodec 24 kHz, DAC, Mimi) or semantic encoder (w2v-BERT 2.0, Whisper) to a part of ours.",
-        "From the folder of a Hugging Face model, or of a Whisper in CTranslate2's format (faster-whisper).\n"
-        "A codec is a --codec, or an init_from to train on; an encoder is an --encoder of `audiolm fit-kmeans`.\n"
-        "Whisper's is supervised: it was trained on transcripts.",
+        "A public model to a part of ours: codecs, semantic encoders, their centroids.",
+        "From the folder of a Hugging Face model, or of a Whisper in CTranslate2's format (faster-whisper). Codecs\n"
+        "(EnCodec 24 kHz, DAC, Mimi) make a --codec, or an init_from to train on; encoders (HuBERT, wav2vec 2.0,\n"
+        "WavLM, w2v-BERT 2.0, Whisper) an --encoder for `audiolm fit-kmeans`. Whisper's is supervised: it was\n"
+        "trained on transcripts.\n\n"
+        "Or centroids that were fitted elsewhere, in place of fit-kmeans: --source is a .npy, a .npz or a k-means of\n"
+        "scikit-learn that joblib dumped (textless-lib, slamkit; nothing in it is run); --encoder and --layer say\n"
+        "what they were fitted on. That makes a --semantic_tokenizer.",
     )
-    added.add_argument("--source", required=True, metavar="DIR", help="config.json and model.safetensors, or model.bin")
+    added.add_argument(
+        "--source",
+        required=True,
+        metavar="PATH",
+        help="folder with config.json and model.safetensors, or model.bin; or centroids",
+    )
+    added.add_argument("--encoder", metavar="DIR", help="of centroids: a converted or trained encoder")
+    added.add_argument("--layer", type=int, metavar="L", help="of centroids: hidden state; 0: the first block's input")
     added.add_argument("--output", required=True, metavar="DIR", help="new folder")
 
 
@@ -376,7 +387,7 @@ def _decode(options, _):
 def _convert(options, _):
     from audiolm_jax.interop.convert import convert
 
-    convert(options.source, options.output)
+    convert(options.source, options.output, options.encoder, options.layer)
 
 
 def _add_bundle(command):

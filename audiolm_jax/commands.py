@@ -20,7 +20,7 @@ from audiolm_jax.data.tokenize import tokenize as tokenize_recordings
 from audiolm_jax.errors import UserError
 from audiolm_jax.generate import DEFAULT_SECONDS, check_request
 from audiolm_jax.lm.sampling import Sampling
-from audiolm_jax.parts import Part, read_part, write_part
+from audiolm_jax.parts import read_part, write_part
 from audiolm_jax.progress import seconds_bar
 from audiolm_jax.semantic.kmeans import fit_clusters
 from audiolm_jax.training.loop import report
@@ -36,21 +36,16 @@ def fit_kmeans(encoder: str, layer: int, input_path: str, num_clusters: int, see
     Recordings whose split is not "train" are left out.
     """
     files.refuse_existing(output)
-    part = read_part(encoder)
-    if part.kind not in (*bundle.ENCODERS, "semantic_tokenizer"):
-        raise UserError(f"not a semantic encoder but a {part.kind}", encoder, "give a w2v-BERT or a converted encoder")
+    part = bundle.read_encoder(encoder)
     if num_clusters < 1:
         raise UserError("num_clusters must be 1 or more", num_clusters, "change it")
-    weights = {name: value for name, value in part.weights.items() if name != "clusters"}
-    tokenizer = bundle.tokenizer_from_part(dataclasses.replace(part, weights=weights))
+    tokenizer = bundle.tokenizer_from_part(part)
     recordings = [r for r in manifest.read_manifest(input_path) if r.split == "train"]
     usable, seconds = manifest.usable(recordings, report)
     batches = _feature_batches(usable, seconds, tokenizer.sample_rate)
     clusters = fit_clusters(tokenizer, batches, num_clusters, seed, layer)
-    arrays = {name: clusters[name] for name in ("mean", "std", "centroids")}
-    fitted = Part("semantic_tokenizer", part.config, {**weights, "clusters": arrays}, {"layer": layer})
     with files.new_folder(output) as scratch:
-        write_part(scratch, fitted)
+        write_part(scratch, bundle.with_clusters(part, clusters))
 
 
 def compile_config(config: ml_collections.ConfigDict, topology: str, num_slices: int, output: str):

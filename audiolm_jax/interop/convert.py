@@ -10,36 +10,52 @@ from etils import epath
 from audiolm_jax import files
 from audiolm_jax.errors import UserError
 from audiolm_jax.interop import ctranslate2, whisper
+from audiolm_jax.interop.centroids import tokenizer_with_centroids
 from audiolm_jax.interop.huggingface import WEIGHTS_FILE, read_config
 from audiolm_jax.parts import Part, export, write_part
 from audiolm_jax.training.checkpoint import find_checkpoint
 
-# Modules by the `model_type` of Hugging Face's config.json.
+# The module that reads a folder, by its config.json's `model_type`.
 FAMILIES = {
     "dac": "dac",
     "encodec": "encodec",
+    "hubert": "wav2vec2",
     "mimi": "mimi",
+    "wav2vec2": "wav2vec2",
     "wav2vec2-bert": "wav2vec2_bert",
+    "wavlm": "wav2vec2",
     "whisper": "whisper",
 }
 
 
-def convert(source: str | os.PathLike[str], output: str | os.PathLike[str]):
+def convert(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    encoder: str | os.PathLike[str] | None = None,
+    layer: int | None = None,
+):
     """Writes a model to a new folder, as a part that every command takes: safetensors with a JSON config.
 
     Args:
       source: folder of a Hugging Face model, of a Whisper in CTranslate2's format, or of a part of ours, such as a
-        training run.
+        training run; or file of centroids.
       output: the new folder.
+      encoder, layer: folder of the encoder that centroids belong to, and which of its hidden states.
 
     Raises:
-      UserError: an output that exists, a source that is no such folder, of an unknown family, or damaged.
+      UserError: an output that exists, a source that is no such folder, of an unknown family, or damaged; for
+        centroids as `tokenizer_with_centroids`.
     """
     files.refuse_existing(output)
-    if _is_ours(source):
+    if (encoder is None) != (layer is None):
+        raise UserError("centroids need both --encoder and --layer", source, "give the other one, too")
+    if encoder is not None and layer is not None:
+        part = tokenizer_with_centroids(source, encoder, layer)
+    elif _is_ours(source):
         export(source, output)
         return
-    part = _public_part(source)
+    else:
+        part = _public_part(source)
     with files.new_folder(output) as scratch:
         write_part(scratch, part)
 

@@ -1,16 +1,15 @@
-"""Blocks that are alike, compiled as one.
+"""Stacks of blocks, and the hidden states between them.
 
 Shape suffixes: B batch, T frames, D model, L layers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 
 from audiolm_jax.errors import UserError
-from audiolm_jax.semantic.layers import states_between
 
 
 def check_heads(embed_dim: int, num_heads: int):
@@ -20,10 +19,27 @@ def check_heads(embed_dim: int, num_heads: int):
         raise UserError(what, "config.model", "change num_heads or embed_dim")
 
 
+def states_between(
+    x_BTD: jax.Array, layers: Sequence[int], run: Callable[[jax.Array, int, int], jax.Array]
+) -> tuple[jax.Array, ...]:
+    """Hidden states of some layers, from one pass that ends with the last of them.
+
+    Args:
+      x_BTD: the input of the first block, which is layer 0.
+      layers: which to return, in any order.
+      run: (x_BTD, start, stop) -> what the blocks start, start + 1 … stop − 1 make of it; it is layer `stop`.
+    """
+    found, done = {0: x_BTD}, 0
+    for layer in sorted({*layers} - {0}):
+        found[layer] = x_BTD = run(x_BTD, done, layer)
+        done = layer
+    return tuple(found[layer] for layer in layers)
+
+
 def hidden_states(
     block: nn.Module, params: Mapping[str, Any], x_BTD: jax.Array, inputs: tuple[Any, ...], layers: Sequence[int]
 ) -> tuple[jax.Array, ...]:
-    """Hidden states of some layers, from one pass that ends with the last of them.
+    """`states_between` of blocks that are alike, compiled as one.
 
     Args:
       block: (x, *inputs) -> x.

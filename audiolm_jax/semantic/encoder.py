@@ -11,6 +11,7 @@ import jax
 
 from audiolm_jax.config import build_kind
 from audiolm_jax.semantic.w2v_bert import W2vBertConfig
+from audiolm_jax.semantic.wav2vec2 import Wav2Vec2Config
 from audiolm_jax.semantic.wav2vec2_bert import Wav2Vec2BertConfig
 from audiolm_jax.semantic.whisper import WhisperConfig
 
@@ -64,6 +65,7 @@ def _w2v_bert(**fields: Any) -> W2vBertConfig:
 
 ENCODERS: Mapping[str, Callable[..., Encoder]] = {
     "w2v_bert": _w2v_bert,
+    "wav2vec2": Wav2Vec2Config,
     "wav2vec2_bert": Wav2Vec2BertConfig,
     "whisper": WhisperConfig,
 }

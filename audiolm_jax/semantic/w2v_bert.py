@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 
 from audiolm_jax.semantic import features
+from audiolm_jax.semantic.blocks import states_between
 from audiolm_jax.semantic.conformer import ConformerConfig, ConformerStack, dense, layer_norm
-from audiolm_jax.semantic.layers import slice_blocks, states_between
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -241,7 +241,7 @@ def hidden_states(
         for name, first, size in stacks:
             begin, end = max(start - first, 0), min(stop - first, size)
             if begin < end:
-                blocks = slice_blocks(params[name], begin, end)
+                blocks = jax.tree.map(lambda leaf, begin=begin, end=end: leaf[begin:end], params[name])
                 x_BTD = ConformerStack(config, end - begin).apply({"params": blocks}, x_BTD, mask_BT)
         return x_BTD
 
