@@ -1,7 +1,7 @@
 """k-means on the accelerator: k-means++ seeding and Lloyd's iterations.
 
-`add` and `update` are the two halves of an iteration, for points that come block by block (`semantic/kmeans.py`); `lloyd`
-and `fit` take points that are all in memory.
+`add` and `update` are the two halves of an iteration, for points that come block by block (`semantic/kmeans.py`);
+`lloyd` and `fit` take points that are all in memory.
 
 Shape suffixes: M points, D dimensions, K clusters, R points far from their centroids.
 """
@@ -43,8 +43,8 @@ def _assign(x_MD: jax.Array, centroids_KD: jax.Array) -> tuple[jax.Array, jax.Ar
 def plus_plus_seeds(key: jax.Array, x_MD: jax.Array, num_clusters: int) -> jax.Array:
     """Greedy k-means++: seeds [K, D] that are points.
 
-    Each seed is the best of 2 + ln K candidates drawn with probability ~ squared distance, the one that leaves the least
-    inertia (Arthur & Vassilvitskii, 2007, §5): one product with all candidates, so hardly dearer than one.
+    Each seed is the best of 2 + ln K candidates drawn with probability ~ squared distance: the one that leaves the
+    least inertia (Arthur & Vassilvitskii, 2007, §5): one product with all candidates, so hardly dearer than one.
     """
     num_candidates = 2 + int(math.log(num_clusters))
     norms_M = jnp.sum(jnp.square(x_MD), axis=-1)

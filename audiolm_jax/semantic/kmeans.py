@@ -128,16 +128,33 @@ def fit_clusters(
 
 
 def hidden_states(tokenizer, wave_BW: np.ndarray, lengths_B: np.ndarray, layers: Sequence[int]) -> list[np.ndarray]:
-    """Hidden states [M, D] of each layer, without the frames that are padding."""
+    """Hidden states [M, D] of each layer, without the frames that are padding.
+
+    Raises:
+      UserError: what `features` raises, or hidden states that are not finite.
+    """
     frames_B = np.asarray(tokenizer.num_frames(np.asarray(lengths_B)))
     by_layer = [np.asarray(tokenizer.features(wave_BW, lengths_B, layer)) for layer in layers]
-    return [x_BTD[np.arange(x_BTD.shape[1]) < frames_B[:, None]] for x_BTD in by_layer]
+    kept = [x_BTD[np.arange(x_BTD.shape[1]) < frames_B[:, None]] for x_BTD in by_layer]
+    for layer, x_MD in zip(layers, kept, strict=True):
+        if not np.isfinite(x_MD).all():
+            raise UserError("hidden states that are not finite", f"layer {layer}", "look at the encoder's weights")
+    return kept
 
 
 def normalisation(of_all: moments.Moments) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation, float32 [D], that normalise frames of these moments."""
     deviation_D = np.maximum(moments.deviation(of_all), DEVIATION_FLOOR)
     return np.asarray(of_all["mean"], np.float32), np.asarray(deviation_D, np.float32)
+
+
+def check_width(clusters: Mapping[str, Any], num_dims: int):
+    """Raises a UserError where clusters are not of hidden states that are `num_dims` wide."""
+    shapes = {name: np.shape(clusters[name]) for name in ("mean", "std", "centroids")}
+    if any(shape[-1:] != (num_dims,) for shape in shapes.values()):
+        sizes = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+        problem = f"clusters do not fit an encoder of width {num_dims}"
+        raise UserError(problem, sizes, "fit k-means on this encoder")
 
 
 def check_enough(num_frames: int, num_clusters: int):
@@ -231,8 +248,8 @@ class Clustering:
     def _begin(self, size: int) -> Fit:
         """Seeds by k-means++ on a uniform sample, and Lloyd's iterations on the sample from there.
 
-        k-means|| would need passes over all frames for its seeds. A sample of many frames a cluster misses only clusters
-        that are rarer than any that is worth a token, and its own iterations save passes over all frames.
+        k-means|| would need passes over all frames for its seeds. A sample of many frames a cluster misses only
+        clusters that are rarer than any that is worth a token, and its own iterations save passes over all frames.
         """
         phase = "mini_batch" if self.settings.mini_batch else "lloyd"
         sample_size = max(SAMPLE_FRAMES, SAMPLE_FRAMES_PER_CLUSTER * size)
