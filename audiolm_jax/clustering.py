@@ -210,7 +210,7 @@ class State:
 
     path: pathlib.Path
 
-    def load(self) -> dict[str, np.ndarray] | None:
+    def load(self) -> dict[str, Any] | None:
         """None where there is none.
 
         Raises:
@@ -224,7 +224,7 @@ class State:
         except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
             raise UserError(f"saved progress is damaged ({error})", self.path, "remove the file") from error
 
-    def save(self, arrays: dict[str, np.ndarray]):
+    def save(self, arrays: dict[str, Any]):
         with files.new_file(self.path) as scratch, open(scratch, "wb") as file:
             np.savez(file, **arrays)
             files.flush_to_disk(file)

@@ -99,10 +99,8 @@ def add(totals: Totals, x_MD: jax.Array, exists_M: jax.Array, centroids_KD: jax.
     block_R, at_R = jax.lax.top_k(jnp.where(exists_M, errors_M, -jnp.inf), min(num_far, x_MD.shape[0]))
     far_errors_R, kept_R = jax.lax.top_k(jnp.concatenate([totals["far_errors_R"], block_R]), num_far)
     # By index a CPU adds in a hundredth of the product's time; a GPU adds in no fixed order, and a TPU slowly.
-    sums_KD = jax.lax.platform_dependent(
-        x_MD, labels_M, cpu=lambda *block: sums_by_index(*block, num_clusters),
-        default=lambda *block: sums_by_product(*block, num_clusters),
-    )  # fmt: skip
+    by_index, by_product = (functools.partial(f, num_clusters=num_clusters) for f in (sums_by_index, sums_by_product))
+    sums_KD = jax.lax.platform_dependent(x_MD, labels_M, cpu=by_index, default=by_product)
     return {
         "sums_KD": totals["sums_KD"] + sums_KD,
         "counts_K": totals["counts_K"].at[labels_M].add(1, mode="drop"),

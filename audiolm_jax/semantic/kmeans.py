@@ -337,15 +337,10 @@ class Clustering:
         for size in num_clusters:
             of_fit = {name.split("/", 1)[1]: saved[name] for name in saved if name.startswith(f"{size}/")}
             totals_L = {name.split("/")[1]: of_fit[name] for name in of_fit if name.startswith("totals/")}
-            fits.append(
-                Fit(
-                    *self.programs.replicate((of_fit["centroids"], of_fit["weights"])),
-                    jax.device_put(totals_L, self.programs.by_lane),
-                    str(of_fit["phase"]),
-                    of_fit["inertias"].tolist(),
-                    of_fit["counts"],
-                )
-            )
+            centroids_KD, weights_K = self.programs.replicate((of_fit["centroids"], of_fit["weights"]))
+            totals_L = jax.device_put(totals_L, self.programs.by_lane)
+            inertias, phase = of_fit["inertias"].tolist(), str(of_fit["phase"])
+            fits.append(Fit(centroids_KD, weights_K, totals_L, phase, inertias, of_fit["counts"]))
         return fits, int(saved["passes"]), int(saved["blocks"])
 
 
