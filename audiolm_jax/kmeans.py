@@ -56,7 +56,9 @@ def plus_plus_seeds(key: jax.Array, x_MD: jax.Array, num_clusters: int) -> jax.A
         seeds_KD, closest_M = carry
         # Where every point already is a seed, all weights are 0: draw uniformly instead.
         weights_M = jnp.where(jnp.max(closest_M) > 0, closest_M, 1.0)
-        drawn_R = jax.random.categorical(jax.random.fold_in(key, k), jnp.log(weights_M), shape=(num_candidates,))
+        ends_M = jnp.cumsum(weights_M)
+        drawn_R = jax.random.uniform(jax.random.fold_in(key, k), (num_candidates,), x_MD.dtype) * ends_M[-1]
+        drawn_R = jnp.minimum(jnp.searchsorted(ends_M, drawn_R, side="right"), x_MD.shape[0] - 1)
         closest_MR = jnp.minimum(closest_M[:, None], distances(x_MD[drawn_R]))
         best = jnp.argmin(jnp.sum(closest_MR, axis=0))
         return seeds_KD.at[k].set(x_MD[drawn_R[best]]), closest_MR[:, best]

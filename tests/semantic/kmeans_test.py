@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from sklearn.cluster import KMeans
+from sklearn.cluster import KMeans, MiniBatchKMeans
 
 from audiolm_jax.errors import UserError
 from audiolm_jax.semantic import kmeans, moments
@@ -100,6 +100,27 @@ def test_the_sample_of_many_frames_leads_to_the_optimum_of_all(monkeypatch, mini
     best = KMeans(7, n_init=3).fit(x_MD).inertia_
     assert fit.inertias[-1] < 1.01 * best
     np.testing.assert_allclose(fit.inertias[-1], assigned(x_MD, fit.centroids_KD)[1], rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_clusters", [100, 1024])
+def test_the_inertia_is_scikit_learns_within_a_percent(num_clusters):
+    x_MD = blobs(12_000, 24, 300, spread=1.0)
+    (fit,) = clustering(x_MD, block_frames=4096, tolerance=1e-5, num_iterations=100).fit([num_clusters])
+    theirs = KMeans(num_clusters, n_init=1, max_iter=100, random_state=0).fit(x_MD)
+    assert fit.inertias[-1] < 1.01 * theirs.inertia_
+    np.testing.assert_allclose(fit.inertias[-1], -estimator_of(fit).score(x_MD), rtol=1e-4)
+    (fit,) = clustering(x_MD, mini_batch=2048, num_iterations=8, tolerance=0.0).fit([num_clusters])
+    theirs = MiniBatchKMeans(num_clusters, n_init=1, batch_size=2048, max_iter=8, random_state=0).fit(x_MD)
+    assert fit.inertias[-1] < 1.01 * theirs.inertia_
+
+
+def estimator_of(fit):
+    """scikit-learn's estimator with our centroids."""
+    centroids_KD = np.asarray(fit.centroids_KD)
+    estimator = KMeans(len(centroids_KD), init=centroids_KD, n_init=1, max_iter=1).fit(centroids_KD)
+    estimator.cluster_centers_ = centroids_KD
+    return estimator
 
 
 def test_a_mini_batch_moves_each_centroid_to_the_mean_of_all_it_ever_got():
