@@ -111,7 +111,7 @@ def fit(
 
     Args:
       job: what to fit.
-      tokenizer: the encoder: `features(wave_BW, lengths_B, layer)`, `num_frames(num_samples)`, `sample_rate`.
+      tokenizer: the encoder: `features_of_layers(wave_BW, lengths_B, layers)`, `num_frames(num_samples)`, `sample_rate`.
       fingerprint: of the encoder.
       recordings, seconds: what to read, and how long each is.
       folder: `cache_folder`.
@@ -122,7 +122,7 @@ def fit(
       the layers in order, and of each the numbers of clusters in order.
 
     Raises:
-      UserError: fewer frames than clusters, or as `frame_cache.fill` and `features`.
+      UserError: fewer frames than clusters, or as `frame_cache.fill` and `features_of_layers`.
     """
     cache = _filled(job, tokenizer, fingerprint, recordings, seconds, folder, replace, report)
     mesh = make_mesh({"data": len(jax.local_devices()), "fsdp": 1, "tensor": 1}, jax.local_devices())
@@ -155,9 +155,14 @@ def _filled(job, tokenizer, fingerprint, recordings, seconds, folder, replace, r
         waves = []
         for index in batch:
             try:
-                waves.append(recordings[index].read(rate))
+                wave_W = recordings[index].read(rate)
             except UserError as error:
                 report(f"left out: {error}")
+                continue
+            if tokenizer.num_frames(len(wave_W)):
+                waves.append(wave_W)
+            else:
+                report(f"left out: too short for a frame: {recordings[index].path}")
         if not waves:
             return []
         lengths_B = np.array([len(wave_W) for wave_W in waves])

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import soundfile
 
 from audiolm_jax import clustering, frame_cache
 from audiolm_jax.data.manifest import read_manifest, usable
@@ -22,10 +23,10 @@ class Envelopes:
     def num_frames(self, num_samples):
         return num_samples // 640
 
-    def features(self, wave_BW, lengths_B, layer):
+    def features_of_layers(self, wave_BW, lengths_B, layers):
         self.calls += 1
         frames_BTW = wave_BW[:, : wave_BW.shape[1] // 640 * 640].reshape(len(wave_BW), -1, 640)
-        return np.sort(frames_BTW, axis=-1)[..., -(layer + 1) :]
+        return tuple(np.sort(frames_BTW, axis=-1)[..., -(layer + 1) :] for layer in layers)
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +42,8 @@ def job(**fields):
 
 
 def frames_of(recordings, layer):
-    encoder = Envelopes()
-    return np.concatenate(
-        [encoder.features(recording.read(16_000)[None], None, layer)[0] for recording in recordings[0]]
-    )
+    waves = [recording.read(16_000) for recording in recordings[0]]
+    return np.concatenate([Envelopes().features_of_layers(wave_W[None], None, [layer])[0][0] for wave_W in waves])
 
 
 def test_each_layer_and_number_of_clusters_is_a_fit_of_normalised_frames(tmp_path, recordings):
@@ -72,6 +71,16 @@ def test_each_layer_and_number_of_clusters_is_a_fit_of_normalised_frames(tmp_pat
     again = clustering.fit(job(), encoder, "print", *recordings, tmp_path, False, lines.append)
     assert encoder.calls == calls
     assert [fit.figures for fit in again] == [fit.figures for fit in fits]
+
+
+def test_recordings_too_short_for_a_frame_are_left_out(tmp_path, recordings):
+    soundfile.write(tmp_path / "short.wav", np.ones(639), 16_000)
+    short = usable(read_manifest(tmp_path / "short.wav"), print)
+    asked, lines = job(layers=(1,), num_clusters=(4,)), []
+    everything = [[*one, *other] for one, other in zip(recordings, short)]
+    (fit,) = clustering.fit(asked, Envelopes(), "print", *everything, tmp_path / "cache", False, lines.append)
+    assert lines[0] == f"left out: too short for a frame: {tmp_path / 'short.wav'}"
+    assert fit.figures["num_frames"] == len(frames_of(recordings, 1))
 
 
 def test_no_more_frames_are_clustered_than_asked(tmp_path, recordings):

@@ -106,7 +106,7 @@ def fit_clusters(
     """Normalises every dimension over the recordings and clusters the frames, all of them in memory.
 
     Args:
-      tokenizer: anything with `features(wave_BW, lengths_B, layer)` and `num_frames(lengths_B)`.
+      tokenizer: anything with `features_of_layers(wave_BW, lengths_B, layers)` and `num_frames(lengths_B)`.
       batches: pairs of wave_BW and lengths_B, read once.
       num_clusters: K.
       seed: of k-means's seeds.
@@ -117,7 +117,7 @@ def fit_clusters(
       {"layer": int, "mean": [D], "std": [D], "centroids": [K, D] of normalised frames}, float32 NumPy arrays.
 
     Raises:
-      UserError: fewer frames than clusters, or what `features` raises.
+      UserError: fewer frames than clusters, or as `hidden_states`.
     """
     parts = [hidden_states(tokenizer, wave_BW, lengths_B, [layer])[0] for wave_BW, lengths_B in batches]
     x_MD = np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
@@ -131,10 +131,10 @@ def hidden_states(tokenizer, wave_BW: np.ndarray, lengths_B: np.ndarray, layers:
     """Hidden states [M, D] of each layer, without the frames that are padding.
 
     Raises:
-      UserError: what `features` raises, or hidden states that are not finite.
+      UserError: what `features_of_layers` raises, or hidden states that are not finite.
     """
     frames_B = np.asarray(tokenizer.num_frames(np.asarray(lengths_B)))
-    by_layer = [np.asarray(tokenizer.features(wave_BW, lengths_B, layer)) for layer in layers]
+    by_layer = tokenizer.features_of_layers(wave_BW, lengths_B, layers)
     kept = [x_BTD[np.arange(x_BTD.shape[1]) < frames_B[:, None]] for x_BTD in by_layer]
     for layer, x_MD in zip(layers, kept, strict=True):
         if not np.isfinite(x_MD).all():

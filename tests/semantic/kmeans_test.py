@@ -11,9 +11,9 @@ from tests.semantic.clusters import assigned, blobs
 class WaveAsFeatures:
     """Stands in for an encoder: a frame is two samples of the wave."""
 
-    def features(self, wave_BW, lengths_B, layer):
-        assert layer == 5
-        return wave_BW.reshape(len(wave_BW), -1, 2)
+    def features_of_layers(self, wave_BW, lengths_B, layers):
+        assert layers == [5]
+        return (wave_BW.reshape(len(wave_BW), -1, 2),)
 
     def num_frames(self, num_samples):
         return num_samples // 2
