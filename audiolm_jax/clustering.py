@@ -111,7 +111,7 @@ def fit(
 
     Args:
       job: what to fit.
-      tokenizer: the encoder: `features_of_layers(wave_BW, lengths_B, layers)`, `num_frames(num_samples)`, `sample_rate`.
+      tokenizer: the encoder: `features_of_layers`, `num_frames` and `sample_rate`, as a `SemanticTokenizer` has them.
       fingerprint: of the encoder.
       recordings, seconds: what to read, and how long each is.
       folder: `cache_folder`.
