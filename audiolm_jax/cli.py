@@ -289,18 +289,33 @@ def _add_tokenizing(command):
         "fit-kmeans",
         _fit_kmeans,
         "Fit k-means on a layer of an encoder: the semantic tokenizer.",
-        "Normalises every dimension over the training split, then clusters the frames.",
+        "Normalises every dimension over the training split, then clusters the frames. Hidden states are computed\n"
+        "once and kept on disk, so they may be more than memory holds. Run again after a crash, it goes on.\n\n"
+        "Several layers or numbers of clusters (--layer=6,9 --num_clusters=100,500) take one pass over the audio and\n"
+        "make OUTPUT/layer_L_clusters_K, with a table, results.json, and a plot, results.png.",
     )
-    added.add_argument(
-        "--encoder",
-        required=True,
-        metavar="DIR",
-        help="w2v-BERT (workdir, checkpoint or export) or a converted encoder",
-    )
-    added.add_argument("--layer", required=True, type=int, help="hidden state to cluster; 0 is the first block's input")
+    text = "w2v-BERT (workdir, checkpoint or export) or a converted encoder"
+    added.add_argument("--encoder", required=True, metavar="DIR", help=text)
+    text = "hidden state to cluster; 0 is the first block's input. Several: with commas, or repeated"
+    added.add_argument("--layer", required=True, type=_integers, action="extend", metavar="L", help=text)
     added.add_argument("--input", required=True, metavar="PATH", help="folder, recording or .jsonl manifest")
-    added.add_argument("--num_clusters", required=True, type=int, metavar="K", help="semantic tokens (the paper: 1024)")
+    text = "semantic tokens (the paper: 1024). Several: with commas, or repeated"
+    added.add_argument("--num_clusters", required=True, type=_integers, action="extend", metavar="K", help=text)
     added.add_argument("--seed", type=int, default=0, help="of the k-means++ seeding (default: 0)")
+    text = "passes over the frames, at most (default: %(default)s)"
+    added.add_argument("--num_iterations", type=int, default=50, metavar="n", help=text)
+    text = "stop where a pass lessens the inertia by less than this part of it (default: %(default)s)"
+    added.add_argument("--tolerance", type=float, default=1e-4, metavar="x", help=text)
+    text = "move the centroids after this many frames, some 16 a cluster or more, not after a whole pass: for so many "
+    text += "frames that a few passes must do (default: 0, whole passes)"
+    added.add_argument("--mini_batch", type=int, default=0, metavar="FRAMES", help=text)
+    text = "cluster at most so many frames of each layer, drawn evenly from all recordings, normalised as all of them; "
+    text += "0: all (default: %(default)s, 4 GB of disk at width 1024)"
+    added.add_argument("--max_frames", type=int, default=1_000_000, metavar="FRAMES", help=text)
+    text = "folder that keeps the hidden states for further fits (default: OUTPUT.incomplete, removed at the end)"
+    added.add_argument("--cache", metavar="DIR", help=text)
+    text = "of the hidden states on disk; float16 takes half the room, and is refused where it is too coarse"
+    added.add_argument("--cache_dtype", choices=("float32", "float16"), default="float32", help=text)
     added.add_argument("--output", required=True, metavar="DIR", help="new folder of the tokenizer")
     added = command(
         "tokenize",
@@ -318,8 +333,25 @@ def _fit_kmeans(options, _):
     from audiolm_jax import commands
 
     commands.fit_kmeans(
-        options.encoder, options.layer, options.input, options.num_clusters, options.seed, options.output
+        commands.FitKmeansOptions(
+            encoder=options.encoder,
+            layers=options.layer,
+            input_path=options.input,
+            num_clusters=options.num_clusters,
+            output=options.output,
+            seed=options.seed,
+            cache=options.cache,
+            cache_dtype=options.cache_dtype,
+            max_frames=options.max_frames,
+            num_iterations=options.num_iterations,
+            tolerance=options.tolerance,
+            mini_batch=options.mini_batch,
+        )
     )
+
+
+def _integers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
 
 
 def _tokenize(options, _):

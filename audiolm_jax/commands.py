@@ -14,7 +14,7 @@ import numpy as np
 import tqdm
 from jax.sharding import Mesh
 
-from audiolm_jax import audio, bundle, files
+from audiolm_jax import audio, bundle, clustering, files
 from audiolm_jax.data import manifest
 from audiolm_jax.data.tokenize import tokenize as tokenize_recordings
 from audiolm_jax.errors import UserError
@@ -22,30 +22,62 @@ from audiolm_jax.generate import DEFAULT_SECONDS, check_request
 from audiolm_jax.lm.sampling import Sampling
 from audiolm_jax.parts import read_part, write_part
 from audiolm_jax.progress import seconds_bar
-from audiolm_jax.semantic.kmeans import fit_clusters
+from audiolm_jax.semantic.kmeans import Settings
 from audiolm_jax.training.loop import report
 from audiolm_jax.training.sharding import make_mesh
 from audiolm_jax.windows import Windows
 
-BATCH_SECONDS = 60.0
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FitKmeansOptions:
+    """Options of `audiolm fit-kmeans`, as on the command line."""
+
+    encoder: str
+    layers: Sequence[int]
+    input_path: str
+    num_clusters: Sequence[int]
+    output: str
+    seed: int = 0
+    cache: str | None = None
+    cache_dtype: str = "float32"
+    max_frames: int = 1_000_000
+    num_iterations: int = 50
+    tolerance: float = 1e-4
+    mini_batch: int = 0
 
 
-def fit_kmeans(encoder: str, layer: int, input_path: str, num_clusters: int, seed: int, output: str):
-    """Fits normalisation and k-means on one layer of an encoder; writes a semantic tokenizer to a new folder.
+def fit_kmeans(options: FitKmeansOptions):
+    """Fits normalisation and k-means on layers of an encoder; writes semantic tokenizers to a new folder.
 
-    Recordings whose split is not "train" are left out.
+    One layer and one number of clusters make OUTPUT a tokenizer; several make OUTPUT/layer_L_clusters_K tokenizers,
+    with their figures in OUTPUT/results.json and results.png. Recordings whose split is not "train" are left out.
     """
-    files.refuse_existing(output)
-    part = bundle.read_encoder(encoder)
-    if num_clusters < 1:
-        raise UserError("num_clusters must be 1 or more", num_clusters, "change it")
-    tokenizer = bundle.tokenizer_from_part(part)
-    recordings = [r for r in manifest.read_manifest(input_path) if r.split == "train"]
+    files.refuse_existing(options.output)
+    encoder = bundle.read_encoder(options.encoder)
+    tokenizer = bundle.tokenizer_from_part(encoder)
+    settings = Settings(
+        num_iterations=options.num_iterations, tolerance=options.tolerance, mini_batch=options.mini_batch
+    )
+    job = clustering.Job(
+        layers=tuple(dict.fromkeys(options.layers)),
+        num_clusters=tuple(dict.fromkeys(options.num_clusters)),
+        seed=options.seed,
+        max_frames=options.max_frames,
+        cache_dtype=options.cache_dtype,
+        settings=settings,
+    )
+    job.check(tokenizer.num_layers)
+    recordings = [r for r in manifest.read_manifest(options.input_path) if r.split == "train"]
     usable, seconds = manifest.usable(recordings, report)
-    batches = _feature_batches(usable, seconds, tokenizer.sample_rate)
-    clusters = fit_clusters(tokenizer, batches, num_clusters, seed, layer)
-    with files.new_folder(output) as scratch:
-        write_part(scratch, bundle.with_clusters(part, clusters))
+    with clustering.cache_folder(options.output, options.cache) as (folder, is_ours):
+        fits = clustering.fit(job, tokenizer, encoder.fingerprint(), usable, seconds, folder, is_ours, report)
+        with files.new_folder(options.output) as scratch:
+            for fit in fits:
+                target = scratch / fit.name if len(fits) > 1 else scratch
+                target.mkdir(exist_ok=True)
+                write_part(target, bundle.with_clusters(encoder, {"layer": fit.layer, **fit.clusters}))
+            if len(fits) > 1:
+                clustering.write_results(scratch, fits, options.seed, encoder.fingerprint())
 
 
 def compile_config(config: ml_collections.ConfigDict, topology: str, num_slices: int, output: str):
@@ -66,28 +98,6 @@ def compile_config(config: ml_collections.ConfigDict, topology: str, num_slices:
         f"fits: {needed:.1f} of {there:.0f} GiB on each of {result['num_devices']} devices; a step takes "
         f"{result['step_seconds']:.3f} s or more (model FLOPs utilisation {result['utilization']:.0%} at most)"
     )
-
-
-def _feature_batches(recordings: Sequence[manifest.Recording], seconds: Sequence[float], sample_rate: int):
-    """Pairs of wave_BW and lengths_B, shortest recordings first so that little is padding."""
-    waves: list[np.ndarray] = []
-
-    def stacked():
-        lengths_B = np.array([len(wave_W) for wave_W in waves])
-        return np.stack([np.pad(wave_W, (0, lengths_B.max() - len(wave_W))) for wave_W in waves]), lengths_B
-
-    for index in tqdm.tqdm(np.argsort(seconds, kind="stable"), desc="fit-kmeans", unit="file", mininterval=5):
-        try:
-            wave_W = recordings[index].read(sample_rate)
-        except UserError as error:
-            report(f"left out: {error}")
-            continue
-        if waves and (len(waves) + 1) * len(wave_W) > BATCH_SECONDS * sample_rate:
-            yield stacked()
-            waves.clear()
-        waves.append(wave_W)
-    if waves:
-        yield stacked()
 
 
 def tokenize(codec: str, semantic_tokenizer: str, input_path: str, output: str):

@@ -68,7 +68,13 @@ def quickstart(workdir: str, input_path: str | None = None, steps_scale: float =
         return status
     if not os.path.isdir(path["semantic_tokenizer"]):
         commands.fit_kmeans(
-            path["w2v_bert"], SEMANTIC_LAYER, recordings_path, NUM_CLUSTERS, 0, path["semantic_tokenizer"]
+            commands.FitKmeansOptions(
+                encoder=path["w2v_bert"],
+                layers=(SEMANTIC_LAYER,),
+                input_path=recordings_path,
+                num_clusters=(NUM_CLUSTERS,),
+                output=path["semantic_tokenizer"],
+            )
         )
     if not os.path.isdir(path["tokens"]):
         commands.tokenize(path["codec"], path["semantic_tokenizer"], recordings_path, path["tokens"])

@@ -12,6 +12,7 @@ import pytest
 import soundfile
 
 from audiolm_jax import cli
+from audiolm_jax.parts import read_part
 from tests import tiny
 from tests.audio_test import bad_files
 
@@ -266,6 +267,7 @@ def test_fit_kmeans_and_tokenize(capsys, tmp_path, world):
     assert run(capsys, *fit, "--layer=1", f"--output={tmp_path / 'tok'}")[0] == 0
     assert_user_error(run(capsys, *fit, "--layer=9", f"--output={tmp_path / 'no'}"), "layer 9")
     assert_user_error(run(capsys, *fit, "--layer=1", f"--output={tmp_path / 'tok'}"), "output already exists")
+    assert_user_error(run(capsys, *fit, "--layer=1,x", f"--output={tmp_path / 'no'}"), "--layer")
     tokenize = ("tokenize", f"--codec={world['codec']}", f"--input={world['recordings']}")
     assert_user_error(
         run(capsys, *tokenize, f"--semantic_tokenizer={world['encoder']}", f"--output={tmp_path / 'no'}"), "fit-kmeans"
@@ -279,6 +281,23 @@ def test_fit_kmeans_and_tokenize(capsys, tmp_path, world):
         assert len(record["semantic"]) == -(-record["num_samples"] // 640)
         assert record["acoustic"].shape == (-(-record["num_samples"] // 320), tiny.LEVELS)
         assert record["semantic"].max() < 5 and record["is_end"]
+
+
+def test_fit_kmeans_of_several_layers_and_numbers_of_clusters(capsys, tmp_path, world):
+    fit = ("fit-kmeans", f"--encoder={world['encoder']}", f"--input={world['recordings']}", "--num_clusters=5")
+    single, cache = (*fit, "--layer=1", f"--output={tmp_path / 'tok'}"), f"--cache={tmp_path / 'cache'}"
+    assert run(capsys, *single)[0] == 0
+    several = (*fit, "--num_clusters=3", "--layer=0,1", cache, f"--output={tmp_path / 'toks'}")
+    assert run(capsys, *several)[0] == 0
+    names = [f"layer_{layer}_clusters_{size}" for layer in (0, 1) for size in (3, 5)]
+    assert sorted(path.name for path in (tmp_path / "toks").iterdir()) == [*names, "results.json", "results.png"]
+    rows = json.loads((tmp_path / "toks" / "results.json").read_text())["fits"]
+    assert sorted(f"layer_{row['layer']}_clusters_{row['num_clusters']}" for row in rows) == names
+    alone, among = (read_part(tmp_path / name) for name in ("tok", "toks/layer_1_clusters_5"))
+    assert alone.fingerprint() == among.fingerprint()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "tok", "toks"]
+    other = (*fit, "--layer=1", cache, f"--output={tmp_path / 'no'}")
+    assert_user_error(run(capsys, *other), "cache holds frames of another encoder, layers, recordings or options")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

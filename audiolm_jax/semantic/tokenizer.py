@@ -22,6 +22,7 @@ import numpy as np
 from audiolm_jax import kmeans
 from audiolm_jax.errors import UserError
 from audiolm_jax.semantic.encoder import Encoder, Weights, build_encoder
+from audiolm_jax.semantic.kmeans import check_width
 
 CONTEXT_SHARE = 6  # A window's context on either side is its length over this.
 BATCH_SECONDS = 240.0  # Windows of more audio than this are run one batch after the other.
@@ -240,6 +241,7 @@ def _features(encoder: Encoder, layers: tuple[int, ...], weights, wave_BW, lengt
 @functools.partial(jax.jit, static_argnames=("encoder", "layer"))
 def _encode(encoder: Encoder, layer: int, weights, clusters, wave_BW, lengths_B) -> tuple[jax.Array]:
     (x_BTD,) = encoder.hidden_states(weights, wave_BW, lengths_B, (layer,))
+    check_width(clusters, x_BTD.shape[-1])
     normed_BTD = (x_BTD - clusters["mean"]) / clusters["std"]
     z_M = kmeans.nearest(normed_BTD.reshape(-1, normed_BTD.shape[-1]), clusters["centroids"])
     return (z_M.reshape(x_BTD.shape[:2]),)

@@ -62,6 +62,13 @@ def test_layer_is_the_clusters_then_the_configs(encoder, tokenizer, batch):
             at(layer)
 
 
+def test_clusters_of_another_width_are_refused(config, encoder):
+    clusters = {"layer": 2, "mean": np.zeros(15), "std": np.ones(15), "centroids": np.zeros((6, 15))}
+    tokenizer = SemanticTokenizer.from_weights(config, encoder.weights, clusters)
+    with pytest.raises(UserError, match=r"do not fit an encoder of width 16: .*centroids \[6, 15\]"):
+        tokenizer.encode(np.zeros((1, 10_240)))
+
+
 def test_an_encoder_without_clusters_says_what_to_run(encoder, batch):
     with pytest.raises(UserError, match="audiolm fit-kmeans"):
         encoder.encode(batch["wave_BW"])
