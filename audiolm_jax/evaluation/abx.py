@@ -170,7 +170,8 @@ def measure(
             finish()
     finish()
     *names, error_C, triples_C = np.concatenate(found, axis=1)
-    return Cells(*(name_C.astype(np.int64) for name_C in names), error_C, triples_C.astype(np.int64))
+    speaker_C, phone_C, other_C, context_C, x_speaker_C = (name_C.astype(np.int64) for name_C in names)
+    return Cells(speaker_C, phone_C, other_C, context_C, x_speaker_C, error_C, triples_C.astype(np.int64))
 
 
 def _frames(index: np.ndarray, first_I: np.ndarray, length_I: np.ndarray) -> np.ndarray:
@@ -342,7 +343,7 @@ def _grouped_mean(group_M, values_M, weights_M, num_groups: int) -> tuple[np.nda
 
 
 def resampled(averaging: Averaging, items: Items, seed: int) -> np.ndarray:
-    """The error in `RESAMPLINGS` bootstrap samples; the same seed draws the same contexts and speakers for all features.
+    """The error in `RESAMPLINGS` bootstrap samples [S]; with one seed the same draws for all features.
 
     Contexts are resampled, and speakers too where there are several (both at once, Owen 2007: a cell weighs the product
     of how often its context and its speakers, X's included, were drawn). No token is in two contexts, so contexts are

@@ -41,7 +41,7 @@ def distance(x, y):
 
 
 def published(tokens):
-    """Within and across errors of (context, speaker, phone, frames), no group of which is too large to be taken whole."""
+    """Within and across errors of (context, speaker, phone, frames), no group too large to be taken whole."""
     groups = collections.defaultdict(list)
     for context, speaker, phone, frames in tokens:
         if len(frames):
@@ -246,8 +246,12 @@ def test_item_files(tmp_path):
         assert found.contexts[found.context_I[index]] == (item.previous, item.following)
         assert found.speakers[found.speaker_I[index]] == item.speaker
         assert found.onset_I[index] == pytest.approx(item.onset, abs=1e-4)
-    for line, message in (("f 0.1 0.2 a b c", "not an item"), ("f 0.1 x a b c s", "line 3"),
-                          ("f 0.3 0.2 a b c s", "stretch of time"), ("f nan 0.2 a b c s", "stretch of time")):  # fmt: skip
+    for line, message in (
+        ("f 0.1 0.2 a b c", "not an item"),
+        ("f 0.1 x a b c s", "line 3"),
+        ("f 0.3 0.2 a b c s", "stretch of time"),
+        ("f nan 0.2 a b c s", "stretch of time"),
+    ):
         path.write_text(f"{HEADER}\nf 0.1 0.2 a b c s\n{line}\n")
         with pytest.raises(UserError, match=message):
             read_items(path)
