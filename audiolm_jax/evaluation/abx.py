@@ -154,7 +154,7 @@ def measure(
     """
     found = [np.zeros((7, 0))]
     waiting: list[tuple[Block, np.ndarray]] = []
-    length_I = last_I - first_I
+    num_angles, length_I = 0, last_I - first_I
 
     def finish():
         for (block, _), distances_RS in zip(waiting, _warp_blocks(waiting, length_I)):
@@ -166,8 +166,10 @@ def measure(
             np.asarray(x[_frames(index, first_I, length_I)]) for index in (block.rows_R, block.columns_S)
         )
         waiting.append((block, angles(rows_FD, columns_GD)))
-        if sum(angles_FG.size for _, angles_FG in waiting) > ANGLES_AT_ONCE:
+        num_angles += waiting[-1][1].size
+        if num_angles > ANGLES_AT_ONCE:
             finish()
+            num_angles = 0
     finish()
     *names, error_C, triples_C = np.concatenate(found, axis=1)
     speaker_C, phone_C, other_C, context_C, x_speaker_C = (name_C.astype(np.int64) for name_C in names)
@@ -266,31 +268,29 @@ def _warp_some(flat, corner_P, stride_P, height_P, width_P) -> np.ndarray:
 def _errors(block: Block, distances_RS: np.ndarray, phone_I: np.ndarray) -> np.ndarray:
     """The block's cells as columns of a table, in the order of `Cells`' fields: [7, C]."""
     phone_S = phone_I[block.columns_S]
-    cells = []
+    starts = np.flatnonzero(np.concatenate([[True], np.diff(phone_S) != 0]))
+    phones, counts = phone_S[starts], np.diff(np.append(starts, len(phone_S)))
+    cells = np.empty((len(block.groups), 7, len(phones)))
     first_row = 0
-    for phone, x_speaker, group in block.groups:
+    for number, (phone, x_speaker, group) in enumerate(block.groups):
+        of_a = int(np.searchsorted(phones, phone))
         distances_XS = distances_RS[first_row : first_row + len(group)]
         first_row += len(group)
-        to_a_XS, to_b_XS = distances_XS[:, phone_S == phone], distances_XS[:, phone_S != phone]
-        pairs = to_a_XS.size
+        to_a_XA = distances_XS[:, starts[of_a] : starts[of_a] + counts[of_a]]
+        pairs = to_a_XA.size
         if x_speaker == block.speaker:
             # X is one of the group itself, and not its own A.
-            to_a_XS = np.triu(to_a_XS, 1) + np.triu(to_a_XS, 1).T
-            np.fill_diagonal(to_a_XS, np.inf)
+            to_a_XA = np.triu(to_a_XA, 1) + np.triu(to_a_XA, 1).T
+            np.fill_diagonal(to_a_XA, np.inf)
             pairs -= len(group)
-        nearer = to_a_XS[:, :, None] < to_b_XS[:, None, :]
-        equal = to_a_XS[:, :, None] == to_b_XS[:, None, :]
-        right_S = nearer.sum(axis=(0, 1)) + 0.5 * equal.sum(axis=(0, 1))
-        others, starts, counts = np.unique(phone_S[phone_S != phone], return_index=True, return_counts=True)
+        nearer = (to_a_XA[:, :, None] < distances_XS[:, None, :]).sum(axis=(0, 1))
+        equal = (to_a_XA[:, :, None] == distances_XS[:, None, :]).sum(axis=(0, 1))
         triples = pairs * counts
-        error = 1.0 - np.add.reduceat(right_S, starts) / triples
-        names = (np.full(len(others), name) for name in (block.speaker, phone))
-        cells.append(
-            np.stack(
-                [*names, others, np.full(len(others), block.context), np.full(len(others), x_speaker), error, triples]
-            )
-        )
-    return np.concatenate(cells, axis=1)
+        error = 1.0 - np.add.reduceat(nearer + 0.5 * equal, starts) / triples
+        for row, values in enumerate((block.speaker, phone, phones, block.context, x_speaker, error, triples)):
+            cells[number, row] = values
+    table = np.moveaxis(cells, 1, 0).reshape(7, -1)
+    return table[:, table[1] != table[2]]
 
 
 # --- from cells to figures
