@@ -78,7 +78,10 @@ def main():
     print(f"| {' | '.join(COLUMNS)} |\n" + "| ---: " * len(COLUMNS) + "|")
     for size in options.items:
         found = row(size, options.frame_rate, options.dimensions)
-        print("| " + " | ".join(f"{value:.4g}" if value % 1 else f"{value:.0f}" for value in found.values()) + " |", flush=True)
+        print(
+            "| " + " | ".join(f"{value:.4g}" if value % 1 else f"{value:.0f}" for value in found.values()) + " |",
+            flush=True,
+        )
     items = random_items(np.random.default_rng(0), DEV_CLEAN_TRIPHONES)
     pairs = count_pairs(items, np.ones(len(items), bool))
     minutes = pairs * found["microseconds a pair"] / 60e6
