@@ -464,8 +464,8 @@ def _add_evaluate(command):
         "        at 6, 12 and 24 kbit/s on the same recordings; and how much of each codebook is used. PESQ, STOI and\n"
         "        ViSQOL come with the extra `eval`, Opus with Debian's opus-tools: what is missing is left out, and\n"
         "        said to be. Twelve levels and every judge take about twice as long as the recordings last.\n"
-        "abx     --semantic_tokenizer, --data: ABX error within and across speakers of log-mel features, of layers and\n"
-        "        of tokens; phone purity, PNMI and token rates. --data is an item file of Libri-Light, an alignment\n"
+        "abx     --semantic_tokenizer, --data: ABX error within and across speakers of log-mel features, layers and\n"
+        "        tokens; phone purity, PNMI and token rates. --data is an item file of Libri-Light, an alignment\n"
         "        table, or a folder with either or both, recordings below it (docs/abx.md).\n\n"
         "  audiolm evaluate --suite=codec --codec=runs/codec --data=RECORDINGS --output=runs/quality\n"
         "  audiolm evaluate --suite=abx --semantic_tokenizer=runs/encoder --data=dev-clean.item --output=runs/abx",

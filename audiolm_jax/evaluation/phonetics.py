@@ -45,8 +45,8 @@ class Store:
     frame_rate: float
     file: IO[bytes]
     sizes: list[int] = dataclasses.field(default_factory=list)
-    total_D: np.ndarray | float = 0.0
-    squares_D: np.ndarray | float = 0.0
+    total_D: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(()))
+    squares_D: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(()))
 
     def add(self, x_TD: np.ndarray):
         """Appends a recording's frames."""
@@ -160,7 +160,7 @@ def evaluate_abx(request: Request) -> Findings:
 
 def _encoders(folders: Sequence[str], layers: Sequence[int]) -> list[Encoder]:
     """The encoders with the layers asked for: all of one without clusters, the clusters' of one with."""
-    encoders = []
+    encoders: list[Encoder] = []
     for folder in folders:
         label, model = pathlib.Path(folder).resolve().name, bundle.load_semantic_tokenizer(folder)
         own = range(model.num_layers + 1) if model.clusters is None else [model.clusters["layer"]]
@@ -255,7 +255,7 @@ def _cells(material: Material, x: abx.Features, frame_rate: float, sizes: Sequen
 def _token_metrics(material: Material, encoder: Encoder, seed: int) -> dict[str, Estimate]:
     """Tokens a second before and after de-duplication; with an alignment, the measures of `purity`."""
     seconds = [len(z_T) / encoder.frame_rate for z_T in encoder.tokens]
-    distinct = [1 + np.count_nonzero(np.diff(z_T)) if len(z_T) else 0 for z_T in encoder.tokens]
+    distinct = [1 + int(np.count_nonzero(np.diff(z_T))) if len(z_T) else 0 for z_T in encoder.tokens]
     metrics = {
         "tokens_per_second": statistics.bootstrap_ratio([len(z_T) for z_T in encoder.tokens], seconds, seed),
         "deduplicated_tokens_per_second": statistics.bootstrap_ratio(distinct, seconds, seed),
@@ -289,8 +289,8 @@ def _page(
     introduction = (
         f"{len(items)} items of {len(items.phones)} phones, {len(items.contexts)} contexts and {len(items.speakers)} "
         f"speakers in {len(material.paths)} recordings of {request.data}. The error is the share of triples A, B, X "
-        "where X is farther from A, another token of its phone, than from B; chance is 0.5. Intervals are of 95 %, by a "
-        "bootstrap over contexts, and over speakers where there are several."
+        "where X is farther from A, another token of its phone, than from B; chance is 0.5. Intervals are of 95 %, by "
+        "a bootstrap over contexts, and over speakers where there are several."
     )
     tables, tokenizers = [_error_table(metrics)], [encoder for encoder in encoders if encoder.tokens]
     if tokenizers:
