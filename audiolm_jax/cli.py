@@ -513,12 +513,31 @@ def _add_evaluate(command):
         "codec   --codec, --data: SI-SDR, log-mel distance, PESQ, STOI, ViSQOL at each number of levels, beside Opus\n"
         "        at 6, 12 and 24 kbit/s on the same recordings; and how much of each codebook is used. PESQ, STOI and\n"
         "        ViSQOL come with the extra `eval`, Opus with Debian's opus-tools: what is missing is left out, and\n"
-        "        said to be. Twelve levels and every judge take about twice as long as the recordings last.\n\n"
-        "  audiolm evaluate --suite=codec --codec=runs/codec --data=RECORDINGS --output=runs/quality",
+        "        said to be. Twelve levels and every judge take about twice as long as the recordings last.\n"
+        "abx     --semantic_tokenizer, --data: ABX error within and across speakers of log-mel features, layers and\n"
+        "        tokens; phone purity, PNMI and token rates. --data is an item file of Libri-Light, an alignment\n"
+        "        table, or a folder with either or both, recordings below it (docs/abx.md).\n\n"
+        "  audiolm evaluate --suite=codec --codec=runs/codec --data=RECORDINGS --output=runs/quality\n"
+        "  audiolm evaluate --suite=abx --semantic_tokenizer=runs/encoder --data=dev-clean.item --output=runs/abx",
     )
-    added.add_argument("--suite", required=True, metavar="NAME", help="codec")
+    added.add_argument("--suite", required=True, metavar="NAME", help="codec or abx")
     added.add_argument("--codec", metavar="DIR", help="workdir, checkpoint or export")
-    added.add_argument("--data", metavar="PATH", help="recordings: folder, file or .jsonl manifest")
+    added.add_argument(
+        "--semantic_tokenizer",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="encoder, with clusters or without; repeatable, for a plot over the number of clusters",
+    )
+    added.add_argument(
+        "--layer",
+        action="append",
+        default=[],
+        type=int,
+        metavar="L",
+        help="hidden state to measure; repeatable (default: the clusters', or all of an encoder without)",
+    )
+    added.add_argument("--data", metavar="PATH", help="codec: folder, file or .jsonl manifest; abx: items or alignment")
     added.add_argument("--split", metavar="NAME", help="only these, such as validation (default: all recordings)")
     added.add_argument(
         "--judge",
@@ -539,6 +558,8 @@ def _evaluate(options, _):
             suite=options.suite,
             output=options.output,
             codec=options.codec,
+            semantic_tokenizer=options.semantic_tokenizer,
+            layers=options.layer,
             data=options.data,
             split=options.split,
             judges=options.judge,

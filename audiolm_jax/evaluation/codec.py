@@ -15,8 +15,8 @@ from audiolm_jax.data import manifest
 from audiolm_jax.errors import UserError
 from audiolm_jax.evaluation import judges, opus, statistics
 from audiolm_jax.evaluation.judges import Judge
-from audiolm_jax.evaluation.report import Clip, Group, RatePlot, Table, render
-from audiolm_jax.evaluation.statistics import Estimate
+from audiolm_jax.evaluation.report import Clip, Group, IntervalPlot, Table, render
+from audiolm_jax.evaluation.statistics import Estimate, shown
 from audiolm_jax.evaluation.suites import Findings, Request
 from audiolm_jax.parts import read_part
 from audiolm_jax.progress import seconds_bar
@@ -216,18 +216,12 @@ def _page(
     )
 
 
-def _shown(found: Estimate | None, digits: int = 3) -> str:
-    if found is None:
-        return "–"
-    return f"{found.value:.{digits}g} [{found.low:.{digits}g}, {found.high:.{digits}g}]"
-
-
 def _quality_table(systems: Sequence[str], metrics: Mapping[str, Estimate], panel: Mapping[str, Judge]) -> Table:
     rows = [
         [
             _title(system),
             f"{metrics[f'{system}.kilobits'].value:.2f}",
-            *(_shown(metrics.get(f"{system}.{name}")) for name in panel),
+            *(shown(metrics.get(f"{system}.{name}")) for name in panel),
         ]
         for system in systems
     ]
@@ -247,7 +241,7 @@ def _perplexity_table(codec: Codec, measured: Mapping[str, Measured], metrics: M
     for level, counts_N in enumerate(counts_QN, 1):
         found = metrics[f"codebook_perplexity.{level}"]
         verdict = "yes" if found.value > half else "no"
-        rows.append([str(level), _shown(found, 4), f"{half:g}", verdict, str(np.count_nonzero(counts_N))])
+        rows.append([str(level), shown(found, 4), f"{half:g}", verdict, str(np.count_nonzero(counts_N))])
     note = f"exp(entropy) of the codes of {frames} frames; {codec.codebook_size} where all codes are used alike."
     if frames < FRAMES_PER_CODE * codec.codebook_size:
         note += " So few frames cannot show all codes: the perplexity of more recordings is higher."
@@ -255,13 +249,13 @@ def _perplexity_table(codec: Codec, measured: Mapping[str, Measured], metrics: M
     return Table("Codebook use", header, rows, note)
 
 
-def _rate_plot(systems: Sequence[str], metrics: Mapping[str, Estimate], name: str, judge: Judge) -> RatePlot:
+def _rate_plot(systems: Sequence[str], metrics: Mapping[str, Estimate], name: str, judge: Judge) -> IntervalPlot:
     series: dict[str, list[tuple[float, Estimate]]] = {}
     for system in systems:
         if (found := metrics.get(f"{system}.{name}")) is not None:
             points = series.setdefault("Opus" if system.startswith("opus") else "codec", [])
             points.append((metrics[f"{system}.kilobits"].value, found))
-    return RatePlot(judge.title, series)
+    return IntervalPlot(judge.title, "kbit/s", series)
 
 
 def _clips(one: Measured, codec: Codec) -> list[Clip]:

@@ -115,27 +115,36 @@ class Curve:
 
 
 @dataclasses.dataclass(frozen=True)
-class RatePlot:
-    """A measure of quality over the bitrate.
+class IntervalPlot:
+    """A measure over a quantity, with its intervals.
 
     Attributes:
       title: the measure.
-      series: pairs of kilobits a second and the measure there, by system.
+      label: of the horizontal axis.
+      series: pairs of the quantity and the measure there, by name.
+      floors: a value to beat for each series that has one, drawn as a dashed line in its colour.
+      logarithmic: whether the horizontal axis is.
     """
 
     title: str
+    label: str
     series: Mapping[str, Sequence[tuple[float, Estimate]]]
+    floors: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    logarithmic: bool = False
 
     def picture_uri(self) -> str:
         figure = matplotlib.figure.Figure(figsize=(4.2, 2.8), layout="constrained")
         axes = figure.subplots()
         for (name, points), color in zip(self.series.items(), (ACCENT, MUTED)):
-            rates = [rate for rate, _ in points]
+            places = [place for place, _ in points]
             value, low, high = (
                 np.array([getattr(found, field) for _, found in points]) for field in ("value", "low", "high")
             )
-            axes.errorbar(rates, value, (value - low, high - value), fmt="o-", capsize=2, color=color, label=name)
-        axes.set(title=self.title, xlabel="kbit/s", xlim=(0, None))
+            axes.errorbar(places, value, (value - low, high - value), fmt="o-", capsize=2, color=color, label=name)
+            if name in self.floors:
+                axes.axhline(self.floors[name], color=color, linestyle="--", linewidth=1)
+        axes.set(title=self.title, xlabel=self.label)
+        axes.set(xscale="log") if self.logarithmic else axes.set(xlim=(0, None))
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize="small")
         return _figure_uri(figure)
@@ -145,7 +154,7 @@ def render(
     title: str,
     introduction: str,
     tables: Sequence[Table],
-    curves: Sequence[Curve | RatePlot],
+    curves: Sequence[Curve | IntervalPlot],
     groups: Sequence[Group],
     commands: str = "",
 ) -> str:

@@ -18,7 +18,7 @@ class Estimate:
     Attributes:
       value: over all recordings.
       low, high: the interval.
-      count: recordings.
+      count: recordings; contexts where the measure says so.
     """
 
     value: float
@@ -27,12 +27,29 @@ class Estimate:
     count: int
 
 
+def shown(found: Estimate | None, digits: int = 3) -> str:
+    """For a table: the value and its interval; a dash for None."""
+    if found is None:
+        return "–"
+    return f"{found.value:.{digits}g} [{found.low:.{digits}g}, {found.high:.{digits}g}]"
+
+
 def bootstrap_mean(values_R: Sequence[float], seed: int) -> Estimate:
     """The mean over recordings and its percentile bootstrap interval (Efron and Tibshirani 1993, chapter 13)."""
     values = np.asarray(values_R, np.float64)
     indices_SR = np.random.default_rng(seed).integers(len(values), size=(RESAMPLINGS, len(values)))
     low, high = np.percentile(values[indices_SR].mean(axis=1), (2.5, 97.5))
     return Estimate(float(values.mean()), float(low), float(high), len(values))
+
+
+def bootstrap_ratio(numerators_R: Sequence[float], denominators_R: Sequence[float], seed: int) -> Estimate:
+    """The ratio of two sums over recordings and its percentile bootstrap interval."""
+    pairs_R2 = np.stack([numerators_R, denominators_R], axis=1).astype(np.float64)
+    indices_SR = np.random.default_rng(seed).integers(len(pairs_R2), size=(RESAMPLINGS, len(pairs_R2)))
+    sums_S2 = pairs_R2[indices_SR].sum(axis=1)
+    low, high = np.percentile(sums_S2[:, 0] / sums_S2[:, 1], (2.5, 97.5))
+    numerator, denominator = pairs_R2.sum(axis=0)
+    return Estimate(float(numerator / denominator), float(low), float(high), len(pairs_R2))
 
 
 def bootstrap_perplexity(counts_RN: np.ndarray, seed: int) -> Estimate:

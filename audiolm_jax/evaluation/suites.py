@@ -9,7 +9,7 @@ from audiolm_jax import files
 from audiolm_jax.errors import UserError
 from audiolm_jax.evaluation.statistics import Estimate
 
-SUITES = ("codec",)
+SUITES = ("codec", "abx")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +19,8 @@ class Request:
     suite: str
     output: str
     codec: str | None = None
+    semantic_tokenizer: Sequence[str] = ()
+    layers: Sequence[int] = ()
     data: str | None = None
     split: str | None = None
     judges: Sequence[str] = ()
@@ -27,7 +29,7 @@ class Request:
     def need(self, name: str) -> Any:
         """An option that the suite cannot do without."""
         value = getattr(self, name)
-        if value is None:
+        if value is None or value == []:
             raise UserError(f"suite {self.suite} needs --{name}", "arguments", "see `audiolm evaluate --help`")
         return value
 
@@ -58,6 +60,8 @@ def evaluate(request: Request):
     match request.suite:
         case "codec":
             from audiolm_jax.evaluation.codec import evaluate_codec as measure
+        case "abx":
+            from audiolm_jax.evaluation.phonetics import evaluate_abx as measure
         case other:
             raise UserError("unknown suite", f"--suite={other}", f"use one of {', '.join(SUITES)}")
     with files.new_folder(request.output) as scratch:

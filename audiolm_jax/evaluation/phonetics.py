@@ -1,0 +1,359 @@
+"""The suite `abx`: how phonetic the layers of an encoder are, and its tokens; log-mel features beside them.
+
+Shape suffixes: B batch, W waveform samples, T frames of a recording, F frames of all, D dimensions, K clusters.
+"""
+
+import dataclasses
+import functools
+import math
+import pathlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from audiolm_jax import audio, bundle, kmeans
+from audiolm_jax.errors import UserError
+from audiolm_jax.evaluation import abx, alignment, purity, statistics
+from audiolm_jax.evaluation.alignment import Material
+from audiolm_jax.evaluation.report import IntervalPlot, Table, render
+from audiolm_jax.evaluation.statistics import Estimate, shown
+from audiolm_jax.evaluation.suites import Findings, Request
+from audiolm_jax.parts import read_part
+from audiolm_jax.progress import seconds_bar
+from audiolm_jax.semantic import features
+
+MEL_RATE, NUM_MELS, SAMPLE_RATE = 100, 80, 16_000
+BASELINES = ("log_mel", "log_mel.normalized")
+DEVIATION_FLOOR = 1e-5
+
+
+@dataclasses.dataclass
+class Store:
+    """Features of one kind of all recordings, one after the other, in a file: memory does not grow with their number.
+
+    Attributes:
+      frame_rate: Hz.
+      file: where they are, float32.
+      sizes: frames of each recording, in the order in which they were added.
+      total_D, squares_D: sums over frames.
+    """
+
+    frame_rate: float
+    file: IO[bytes]
+    sizes: list[int] = dataclasses.field(default_factory=list)
+    total_D: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(()))
+    squares_D: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(()))
+
+    def add(self, x_TD: np.ndarray):
+        """Appends a recording's frames."""
+        x_TD = np.ascontiguousarray(x_TD, np.float32)
+        self.file.write(x_TD.data)
+        self.sizes.append(len(x_TD))
+        self.total_D = self.total_D + x_TD.sum(axis=0, dtype=np.float64)
+        self.squares_D = self.squares_D + np.square(x_TD, dtype=np.float64).sum(axis=0)
+
+    def frames(self) -> np.ndarray:
+        """All frames [F, D], in the file, which must be closed."""
+        shape = sum(self.sizes), np.size(self.total_D)
+        return np.memmap(self.file.name, np.float32, "r", shape=shape) if shape[0] else np.zeros(shape, np.float32)
+
+    def normalized(self) -> "Normalized":
+        """The same with zero mean and unit variance of every dimension over all frames."""
+        count = max(1, sum(self.sizes))
+        mean_D = self.total_D / count
+        deviation_D = np.sqrt(np.maximum(self.squares_D / count - np.square(mean_D), 0.0))
+        return Normalized(self.frames(), mean_D, np.maximum(deviation_D, DEVIATION_FLOOR))
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalized:
+    """Features, each dimension shifted and scaled."""
+
+    x_FD: np.ndarray
+    mean_D: np.ndarray
+    deviation_D: np.ndarray
+
+    def __getitem__(self, index_F: np.ndarray) -> np.ndarray:
+        return (self.x_FD[index_F] - self.mean_D) / self.deviation_D
+
+
+@dataclasses.dataclass(frozen=True)
+class OfTokens:
+    """Each token's row of a table as its features."""
+
+    z_F: np.ndarray
+    table_KD: np.ndarray
+
+    def __getitem__(self, index_F: np.ndarray) -> np.ndarray:
+        return self.table_KD[self.z_F[index_F]]
+
+
+@dataclasses.dataclass
+class Encoder:
+    """One --semantic_tokenizer.
+
+    Attributes:
+      label: its name in the results.
+      model: the tokenizer.
+      layers: to measure.
+      tokens: of each recording; empty where there are no clusters.
+    """
+
+    label: str
+    model: Any
+    layers: Sequence[int]
+    tokens: list[np.ndarray] = dataclasses.field(default_factory=list)
+
+    @property
+    def frame_rate(self) -> float:
+        return self.model.frame_rate
+
+    def read(self, wave_W: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        """Name and frames [T, D] of each layer; keeps the tokens."""
+        for layer in self.layers:
+            x_TD = self.model.features(wave_W[None], layer=layer)[0]
+            yield f"{self.label}.layer_{layer}", x_TD
+            if self.model.clusters is not None and layer == self.model.clusters["layer"]:
+                self.tokens.append(_tokens(self.model.clusters, x_TD))
+
+
+def _tokens(clusters: Mapping[str, Any], x_TD: np.ndarray) -> np.ndarray:
+    """The tokens [T] that `encode` gives of these frames of the clusters' layer."""
+    normed_TD = (jnp.asarray(x_TD) - clusters["mean"]) / clusters["std"]
+    return np.asarray(kmeans.nearest(normed_TD, clusters["centroids"]))
+
+
+def log_mel(wave_W: np.ndarray) -> np.ndarray:
+    """Log-mel features [T, M] of a waveform at `SAMPLE_RATE`, `MEL_RATE` a second."""
+    # Up to a power of two: few lengths are compiled.
+    padded_W = np.pad(wave_W, (0, 2 ** math.ceil(math.log2(len(wave_W))) - len(wave_W)))
+    mel_BTM = _log_mel(padded_W[None].astype(np.float32), np.array([len(wave_W)], np.int32))
+    return np.asarray(mel_BTM)[0, : -(-len(wave_W) * MEL_RATE // SAMPLE_RATE)]
+
+
+_log_mel = jax.jit(functools.partial(features.log_mel, sample_rate=SAMPLE_RATE, num_mels=NUM_MELS))
+
+
+def evaluate_abx(request: Request) -> Findings:
+    """The suite `abx`: ABX errors of features and tokens; where there is an alignment, how tokens agree with phones."""
+    folders = request.need("semantic_tokenizer")
+    material = alignment.read_material(request.need("data"))
+    encoders = _encoders(folders, request.layers)
+    output = pathlib.Path(request.output).absolute()
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.features-") as scratch:
+        stores = _read_recordings(material, encoders, pathlib.Path(scratch))
+        metrics = _abx_metrics(material, encoders, stores, request.seed)
+    for encoder in encoders:
+        if encoder.tokens:
+            metrics.update(_token_metrics(material, encoder, request.seed))
+    fingerprints = {encoder.label: read_part(folder).fingerprint() for encoder, folder in zip(encoders, folders)}
+    notes = []
+    for mode in abx.MODES:
+        if not any(name.endswith(f".{mode}") for name in metrics):
+            notes.append(f"{mode} speakers: not measured, no two phones share a context there")
+    return Findings(metrics, fingerprints, notes, _page(request, material, encoders, metrics, notes))
+
+
+def _encoders(folders: Sequence[str], layers: Sequence[int]) -> list[Encoder]:
+    """The encoders with the layers asked for: all of one without clusters, the clusters' of one with."""
+    encoders: list[Encoder] = []
+    for folder in folders:
+        label, model = pathlib.Path(folder).resolve().name, bundle.load_semantic_tokenizer(folder)
+        own = range(model.num_layers + 1) if model.clusters is None else [model.clusters["layer"]]
+        for layer in layers:
+            if not 0 <= layer <= model.num_layers:
+                raise UserError("no such layer", f"--layer={layer} of {folder}", f"choose 0 to {model.num_layers}")
+        if label in {encoder.label for encoder in encoders}:
+            raise UserError("two tokenizers of one name", f"--semantic_tokenizer={folder}", "rename one's folder")
+        with_clusters = [] if model.clusters is None else [model.clusters["layer"]]
+        encoders.append(Encoder(label, model, sorted({*layers, *with_clusters}) if layers else list(own)))
+    return encoders
+
+
+def _read_recordings(material: Material, encoders: Sequence[Encoder], scratch: pathlib.Path) -> dict[str, Store]:
+    """Takes each recording through everything once; features by name."""
+    stores: dict[str, Store] = {}
+
+    def store(name: str, frame_rate: float, x_TD: np.ndarray):
+        if name not in stores:
+            stores[name] = Store(frame_rate, open(scratch / f"{len(stores)}.f32", "wb"))
+        stores[name].add(x_TD)
+
+    total = sum(audio.duration(path) for path in material.paths.values())
+    with seconds_bar("features", round(total * SAMPLE_RATE), SAMPLE_RATE) as progress:
+        for path in material.paths.values():
+            wave_W = audio.read(path, SAMPLE_RATE)
+            store("log_mel", MEL_RATE, log_mel(wave_W))
+            for encoder in encoders:
+                for name, x_TD in encoder.read(audio.resample(wave_W, SAMPLE_RATE, encoder.model.sample_rate)):
+                    store(name, encoder.frame_rate, x_TD)
+            progress.update(len(wave_W))
+    for one in stores.values():
+        one.file.close()
+    return stores
+
+
+def _abx_metrics(
+    material: Material, encoders: Sequence[Encoder], stores: Mapping[str, Store], seed: int
+) -> dict[str, Estimate]:
+    """`NAME.MODE`, the error of each kind of features, and `NAME.MODE.below_log_mel`, how far it is below the baseline.
+
+    The baseline is the better of `BASELINES`; the interval of the difference is of paired resamplings.
+    """
+    metrics: dict[str, Estimate] = {}
+    errors: dict[str, dict[str, np.ndarray]] = {mode: {} for mode in abx.MODES}
+    for name, x, frame_rate, sizes in _kinds(encoders, stores):
+        cells = _cells(material, x, frame_rate, sizes, seed)
+        for mode, chosen in zip(abx.MODES, (cells.within(), cells.across())):
+            averaging = abx.Averaging.of(chosen)
+            if math.isnan(value := averaging.mean()):
+                continue
+            errors[mode][name] = abx.resampled(averaging, material.items, seed)
+            metrics[f"{name}.{mode}"] = abx.interval(value, errors[mode][name], len(np.unique(chosen.context_C)))
+    for mode, samples in errors.items():
+        present = [name for name in BASELINES if name in samples]
+        if not present:
+            continue
+        baseline = min(present, key=lambda name: metrics[f"{name}.{mode}"].value)
+        for name in set(samples) - set(BASELINES):
+            found = metrics[f"{name}.{mode}"]
+            difference = metrics[f"{baseline}.{mode}"].value - found.value
+            paired_S = samples[baseline] - samples[name]
+            metrics[f"{name}.{mode}.below_log_mel"] = abx.interval(difference, paired_S, found.count)
+    return metrics
+
+
+def _kinds(
+    encoders: Sequence[Encoder], stores: Mapping[str, Store]
+) -> Iterator[tuple[str, abx.Features, float, Sequence[int]]]:
+    """Name, features, frame rate and frames of each recording of everything that ABX is measured on."""
+    for name, store in stores.items():
+        yield name, store.frames(), store.frame_rate, store.sizes
+        yield f"{name}.normalized", store.normalized(), store.frame_rate, store.sizes
+    for encoder in encoders:
+        if encoder.tokens:
+            z_F, sizes = np.concatenate(encoder.tokens), [len(z_T) for z_T in encoder.tokens]
+            centroids_KD = np.asarray(encoder.model.clusters["centroids"])
+            yield f"{encoder.label}.centroids", OfTokens(z_F, centroids_KD), encoder.frame_rate, sizes
+            yield f"{encoder.label}.tokens", OfTokens(z_F, np.eye(len(centroids_KD))), encoder.frame_rate, sizes
+
+
+def _cells(material: Material, x: abx.Features, frame_rate: float, sizes: Sequence[int], seed: int) -> abx.Cells:
+    """The protocol on features of `material.paths`' recordings, one after the other."""
+    items = material.items
+    numbers = {file: number for number, file in enumerate(material.paths)}
+    number_I = np.array([numbers[file] for file in items.files])[items.file_I]
+    first_I, last_I = items.frames(frame_rate, np.array(sizes)[number_I])
+    start_I = (np.cumsum(sizes) - sizes)[number_I]
+    return abx.measure(items, x, first_I + start_I, last_I + start_I, seed)
+
+
+def _token_metrics(material: Material, encoder: Encoder, seed: int) -> dict[str, Estimate]:
+    """Tokens a second before and after de-duplication; with an alignment, the measures of `purity`."""
+    seconds = [len(z_T) / encoder.frame_rate for z_T in encoder.tokens]
+    distinct = [1 + int(np.count_nonzero(np.diff(z_T))) if len(z_T) else 0 for z_T in encoder.tokens]
+    metrics = {
+        "tokens_per_second": statistics.bootstrap_ratio([len(z_T) for z_T in encoder.tokens], seconds, seed),
+        "deduplicated_tokens_per_second": statistics.bootstrap_ratio(distinct, seconds, seed),
+    }
+    phones = {segment.phone: 0 for segments in material.segments.values() for segment in segments}
+    phones = {phone: number for number, phone in enumerate(phones)}
+    phones_R, tokens_R = [], []
+    for file, z_T in zip(material.paths, encoder.tokens, strict=True):
+        labels_T = alignment.frame_phones(material.segments.get(file, []), encoder.frame_rate, len(z_T))
+        labelled_T = np.array([label is not None for label in labels_T], bool)
+        if labelled_T.any():
+            phones_R.append(np.array([phones[label] for label in labels_T if label is not None]))
+            tokens_R.append(z_T[labelled_T])
+    if phones_R:
+        size = encoder.model.vocab_size
+        metrics.update(purity.bootstrap_agreement(phones_R, tokens_R, len(phones), size, seed))
+    return {f"{encoder.label}.{name}": found for name, found in metrics.items()}
+
+
+# --- the page
+
+
+def _page(
+    request: Request,
+    material: Material,
+    encoders: Sequence[Encoder],
+    metrics: Mapping[str, Estimate],
+    notes: Sequence[str],
+) -> str:
+    items = material.items
+    introduction = (
+        f"{len(items)} items of {len(items.phones)} phones, {len(items.contexts)} contexts and {len(items.speakers)} "
+        f"speakers in {len(material.paths)} recordings of {request.data}. The error is the share of triples A, B, X "
+        "where X is farther from A, another token of its phone, than from B; chance is 0.5. Intervals are of 95 %, by "
+        "a bootstrap over contexts, and over speakers where there are several."
+    )
+    tables, tokenizers = [_error_table(metrics)], [encoder for encoder in encoders if encoder.tokens]
+    if tokenizers:
+        tables.append(_token_table(tokenizers, metrics))
+    plots = [plot for encoder in encoders if len(encoder.layers) > 1 for plot in _layer_plots(encoder, metrics)]
+    if len(tokenizers) > 1:
+        plots.extend(_size_plot(kind, tokenizers, metrics) for kind in ("centroids", "tokens"))
+    text = " ".join([introduction, *(f"{note}." for note in notes)])
+    return render("ABX: how phonetic features and tokens are", text, tables, plots, [])
+
+
+def _error_table(metrics: Mapping[str, Estimate]) -> Table:
+    names = dict.fromkeys(key.rpartition(".")[0] for key in metrics if key.endswith(tuple(abx.MODES)))
+    keys = [f"{mode}{suffix}" for mode in abx.MODES for suffix in ("", ".below_log_mel")]
+    rows = [[name, *(shown(metrics.get(f"{name}.{key}")) for key in keys)] for name in names]
+    header = ("features", "within speakers", "below log-mel", "across speakers", "below log-mel")
+    note = (
+        "normalized: zero mean and unit variance of every dimension over these recordings. centroids: each frame's, in "
+        "its place; tokens: one-hot. Below log-mel: the better of the two log-mel rows less the error, paired."
+    )
+    return Table("ABX error", header, rows, note)
+
+
+def _token_table(encoders: Sequence[Encoder], metrics: Mapping[str, Estimate]) -> Table:
+    columns = {
+        "phone_purity": "phone purity",
+        "cluster_purity": "cluster purity",
+        "pnmi": "PNMI",
+        "tokens_per_second": "tokens a second",
+        "deduplicated_tokens_per_second": "without repeats",
+    }
+    rows = [
+        [
+            encoder.label,
+            str(encoder.model.vocab_size),
+            *(shown(metrics.get(f"{encoder.label}.{key}")) for key in columns),
+        ]
+        for encoder in encoders
+    ]
+    note = "Purities and PNMI are over the frames that have a phone in the alignment, silence included where it does."
+    return Table("Tokens and phones", ("tokenizer", "clusters", *columns.values()), rows, note)
+
+
+def _layer_plots(encoder: Encoder, metrics: Mapping[str, Estimate]) -> Iterator[IntervalPlot]:
+    """The error by layer, as Figure 3 of AudioLM's appendix; the dashed lines are log-mel."""
+    for suffix in ("", ".normalized"):
+        at = [(layer, f"{encoder.label}.layer_{layer}{suffix}") for layer in encoder.layers]
+        title = f"ABX error, {encoder.label}{', normalized' if suffix else ''}"
+        yield _plot(title, "layer", at, metrics, f"log_mel{suffix}")
+
+
+def _size_plot(kind: str, encoders: Sequence[Encoder], metrics: Mapping[str, Estimate]) -> IntervalPlot:
+    at = sorted((encoder.model.vocab_size, f"{encoder.label}.{kind}") for encoder in encoders)
+    plot = _plot(f"ABX error, {kind}", "clusters", at, metrics, "log_mel.normalized")
+    return dataclasses.replace(plot, logarithmic=True)
+
+
+def _plot(
+    title: str, label: str, at: Sequence[tuple[int, str]], metrics: Mapping[str, Estimate], floor: str
+) -> IntervalPlot:
+    series = {
+        mode: [(place, metrics[f"{name}.{mode}"]) for place, name in at if f"{name}.{mode}" in metrics]
+        for mode in abx.MODES
+    }
+    floors = {mode: metrics[f"{floor}.{mode}"].value for mode in abx.MODES if f"{floor}.{mode}" in metrics}
+    return IntervalPlot(title, label, {mode: points for mode, points in series.items() if points}, floors)
