@@ -114,8 +114,8 @@ class Encoder:
 
     def read(self, wave_W: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         """Name and frames [T, D] of each layer; keeps the tokens."""
-        for layer in self.layers:
-            x_TD = self.model.features(wave_W[None], layer=layer)[0]
+        of_layers = self.model.features_of_layers(wave_W[None], None, self.layers)
+        for layer, (x_TD,) in zip(self.layers, of_layers, strict=True):
             yield f"{self.label}.layer_{layer}", x_TD
             if self.model.clusters is not None and layer == self.model.clusters["layer"]:
                 self.tokens.append(_tokens(self.model.clusters, x_TD))
