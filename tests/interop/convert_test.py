@@ -109,7 +109,7 @@ def in_eight_bits(folder):
         (pickle, "weights are a pickle .pytorch_model.bin."),
         (in_eight_bits, "of type F8_E4M3"),
         (lambda folder: (folder / "config.json").unlink(), "no config.json"),
-        (lambda folder: parity.set_config(folder, model_type="vits"), "unknown model_type vits.*dac, encodec, mimi"),
+        (lambda folder: parity.set_config(folder, model_type="vits"), "unknown model_type vits.*dac, encodec, hubert"),
         (lambda folder: parity.set_config(folder, audio_channels=2), "load_encodec_48khz"),
         (lambda folder: parity.set_config(folder, normalize=True), "load_encodec_48khz"),
         (lambda folder: parity.set_config(folder, pad_mode="circular"), "unknown padding"),
