@@ -26,7 +26,7 @@ from audiolm_jax.evaluation import phonetics
 from audiolm_jax.evaluation.alignment import COLUMNS, TABLE, Segment
 
 RATE, FRAME_SECONDS, NUM_CEPSTRA = 16_000, 0.01, 13
-VOICES = {"en": "en-us", "fr": "fr-fr", "es": "es-419"}
+VOICES = {"en": "en-us", "fr": "fr", "es": "es-419"}
 # English consonants, IPA to ARPAbet, by which the two methods are compared.
 CONSONANTS = {
     **{name: name for name in "pbtdkmnfvszlw"},

@@ -135,10 +135,10 @@ def read_material(data: str | pathlib.Path) -> Material:
             raise UserError("no three phones follow each other", data, "give an alignment without gaps")
     by_file = {file: list(group) for file, group in itertools.groupby(segments, lambda segment: segment.file)}
     folder = data if data.is_dir() else data.parent
-    recordings = _recordings(folder)
+    by_path, by_stem = _recordings(folder)
     paths = {}
     for file in dict.fromkeys((*items.files, *by_file)):
-        found = recordings.get(file, [])
+        found = by_path.get(file) or by_stem.get(file, [])
         if len(found) != 1:
             what = "recording is not there" if not found else f"{len(found)} recordings of that name"
             raise UserError(what, f"{file} in {folder}", "put it below the item file or table, under a unique name")
@@ -161,11 +161,12 @@ def _sources(data: pathlib.Path) -> tuple[pathlib.Path | None, pathlib.Path | No
     return table if table.is_file() else None, item_files[0] if item_files else None
 
 
-def _recordings(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
-    """Recordings below a folder, by path without extension and by stem."""
-    found: dict[str, list[pathlib.Path]] = {}
+def _recordings(folder: pathlib.Path) -> tuple[dict[str, list[pathlib.Path]], dict[str, list[pathlib.Path]]]:
+    """Recordings below a folder, by path without extension, and by stem."""
+    by_path: dict[str, list[pathlib.Path]] = {}
+    by_stem: dict[str, list[pathlib.Path]] = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in audio.EXTENSIONS:
-            for name in {path.relative_to(folder).with_suffix("").as_posix(), path.stem}:
-                found.setdefault(name, []).append(path)
-    return found
+            by_path.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
+            by_stem.setdefault(path.stem, []).append(path)
+    return by_path, by_stem

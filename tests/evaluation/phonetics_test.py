@@ -167,6 +167,19 @@ def test_refuses(capsys, bundle_folder, data, tmp_path):
     assert not output.exists()
 
 
+def test_a_recording_is_found_by_its_path_before_its_name(tmp_path):
+    for name in ("a.wav", "deep/a.wav", "deep/b.wav", "other/b.wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        soundfile.write(tmp_path / name, np.zeros(100), RATE)
+    lines = ["path\tonset\toffset\tphone", *(f"a.wav\t{t}\t{t + 1}\t{phone}" for t, phone in enumerate("pqr"))]
+    table = tmp_path / alignment.TABLE
+    table.write_text("\n".join(lines))
+    assert alignment.read_material(tmp_path).paths == {"a": tmp_path / "a.wav"}
+    table.write_text("\n".join(lines).replace("a.wav", "b.wav"))
+    with pytest.raises(UserError, match="2 recordings of that name: b in"):
+        alignment.read_material(table)
+
+
 def test_triphones_stop_at_silence_gaps_and_ends():
     at = lambda file, names, start=0.0: [
         Segment(file, start + i, start + i + 1, phone, "s") for i, phone in enumerate(names.split())
