@@ -93,7 +93,7 @@ def test_fit_kmeans_makes_it_a_tokenizer(tmp_path):
 
 
 def test_features_are_the_extractors():
-    """Amplitudes of each frame's bands within float32 rounding of its loudest, and the normalisation of a ragged batch."""
+    """Amplitudes of each frame's bands within float32 rounding of its loudest; a ragged batch's normalisation."""
     waves = encoders.clips(LENGTHS, seed=5)
     wave_BW = np.stack([np.pad(wave, (0, max(LENGTHS) - len(wave))) for wave in waves])
     mel_BTM = wav2vec2_bert.filterbank(wave_BW, 80)
