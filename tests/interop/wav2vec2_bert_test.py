@@ -93,19 +93,24 @@ def test_fit_kmeans_makes_it_a_tokenizer(tmp_path):
 
 
 def test_features_are_the_extractors():
-    """A batch's rows within float32 rounding of a float64 transform, measured by each band's deviation."""
+    """Amplitudes of each frame's bands within float32 rounding of its loudest; a ragged batch's normalisation."""
     waves = encoders.clips(LENGTHS, seed=5)
     wave_BW = np.stack([np.pad(wave, (0, max(LENGTHS) - len(wave))) for wave in waves])
     mel_BTM = wav2vec2_bert.filterbank(wave_BW, 80)
     counts_B = wav2vec2_bert.num_filterbank_frames(np.array(LENGTHS))
     normed_BTM = wav2vec2_bert.normalize(mel_BTM, np.arange(mel_BTM.shape[1]) < counts_B[:, None])
     extractor = SeamlessM4TFeatureExtractor()
-    for raw_TM, normed_TM, wave in zip(np.asarray(mel_BTM), np.asarray(normed_BTM), waves):
+    for raw_TM, normed_TM, wave, count in zip(np.asarray(mel_BTM), np.asarray(normed_BTM), waves, counts_B):
         theirs = extractor(wave, sampling_rate=16_000, do_normalize_per_mel_bins=False, return_tensors="np")
         size = 2 * int(theirs.attention_mask.sum())
-        np.testing.assert_allclose(raw_TM[:size], theirs.input_features.reshape(-1, 80)[:size], atol=5e-4)
+        expected_TM = np.exp(theirs.input_features.reshape(-1, 80)[:size].astype(np.float64) / 2)
+        error_TM = np.abs(np.exp(raw_TM[:size].astype(np.float64) / 2) - expected_TM)
+        assert np.all(error_TM < 2e-6 * expected_TM.max(axis=1, keepdims=True))
+        alone_TM = raw_TM[:count].astype(np.float64)
+        normal_TM = (alone_TM - alone_TM.mean(0)) / np.sqrt(alone_TM.var(0, ddof=1) + 1e-7)
+        np.testing.assert_allclose(normed_TM[:size], normal_TM[:size], atol=2e-5)
         theirs = extractor(wave, sampling_rate=16_000, return_tensors="np")
-        np.testing.assert_allclose(normed_TM[:size], theirs.input_features.reshape(-1, 80)[:size], atol=5e-4)
+        assert np.mean(np.abs(normed_TM[:size] - theirs.input_features.reshape(-1, 80)[:size])) < 1e-4
 
 
 def test_what_never_changes_is_zero():
