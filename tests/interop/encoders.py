@@ -71,7 +71,10 @@ def assert_rows_are_alone(tokenizer: SemanticTokenizer, theirs, lengths, seed: i
 def assert_becomes_a_tokenizer(encoder: pathlib.Path, folder: pathlib.Path, layer: int):
     """`fit-kmeans` makes tokens of an encoder's layer: those of the nearest centroid."""
     recordings = tiny.write_recordings(folder / "recordings", (1.0, 0.7))
-    commands.fit_kmeans(str(encoder), layer, str(recordings), 5, 0, str(folder / "tokenizer"))
+    output = str(folder / "tokenizer")
+    commands.fit_kmeans(commands.FitKmeansOptions(
+        encoder=str(encoder), layers=[layer], input_path=str(recordings), num_clusters=[5], output=output
+    ))  # fmt: skip
     tokenizer = audiolm_jax.load_semantic_tokenizer(folder / "tokenizer")
     wave_W = audio.read(next(recordings.rglob("*.wav")), 16_000)
     tokens_T = tokenizer.encode(wave_W[None])[0]

@@ -224,7 +224,10 @@ def test_tokens_come_from_fit_kmeans_and_are_the_same_in_any_company(folder, tmp
     converted(folder, "wavlm")
     recordings = tiny.write_recordings(tmp_path / "recordings", (0.03, 0.04, 0.05))
     output = tmp_path / "tokenizer"
-    commands.fit_kmeans(str(folder / "our wavlm"), 2, str(recordings), 5, 0, str(output))
+    encoder = str(folder / "our wavlm")
+    commands.fit_kmeans(commands.FitKmeansOptions(
+        encoder=encoder, layers=[2], input_path=str(recordings), num_clusters=[5], output=str(output)
+    ))  # fmt: skip
     tokenizer = audiolm_jax.load_semantic_tokenizer(output)
     assert tokenizer.vocab_size == 5 and read_part(output).settings == {"layer": 2}
     wave_BW = random_waves()
