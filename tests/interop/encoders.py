@@ -5,10 +5,13 @@ import pathlib
 
 import jax
 import numpy as np
+import pytest
 import torch
 
 import audiolm_jax
 from audiolm_jax import audio, commands
+from audiolm_jax.errors import UserError
+from audiolm_jax.interop.convert import convert
 from audiolm_jax.semantic.tokenizer import SemanticTokenizer
 from tests import tiny
 from tests.interop import parity
@@ -66,6 +69,13 @@ def assert_rows_are_alone(tokenizer: SemanticTokenizer, theirs, lengths, seed: i
             worst = max(worst, np.linalg.norm(found_TD - theirs_TD) / np.linalg.norm(theirs_TD))
     print(f"worst relative error of a hidden state: {worst:.1e}")
     assert worst < 1e-4
+
+
+def assert_refused(source: pathlib.Path, message: str):
+    """`convert` refuses a folder, names why, and leaves nothing beside it."""
+    with pytest.raises(UserError, match=message):
+        convert(source, source.parent / "part")
+    assert [path.name for path in source.parent.iterdir()] == [source.name]
 
 
 def assert_becomes_a_tokenizer(encoder: pathlib.Path, folder: pathlib.Path, layer: int):

@@ -132,13 +132,6 @@ def variables():
     return ctranslate2_files.encoder_variables(random_model(seed=4, encoder_layers=1), "int8", "float32")
 
 
-def refuse(folder, data: bytes, message: str):
-    source = ctranslate2_files.write(folder / "source", data)
-    with pytest.raises(UserError, match=message):
-        convert(source, folder / "part")
-    assert [path.name for path in folder.iterdir()] == ["source"]
-
-
 def test_a_file_that_is_cut_short_is_refused_wherever_it_ends(tmp_path, variables):
     data = ctranslate2_files.model_bin(variables, {"decoder/projection/weight": "decoder/embeddings/weight"})
     source = ctranslate2_files.write(tmp_path / "source", data)
@@ -170,7 +163,9 @@ def test_a_file_that_is_cut_short_is_refused_wherever_it_ends(tmp_path, variable
 def test_refuses_other_ctranslate2_models_by_name(tmp_path, variables, change, message):
     variables.pop(change.pop("remove", None), None)
     variables.update(change.pop("add", {}))
-    refuse(tmp_path, ctranslate2_files.model_bin(variables, **change), message)
+    encoders.assert_refused(
+        ctranslate2_files.write(tmp_path / "source", ctranslate2_files.model_bin(variables, **change)), message
+    )
 
 
 def test_refuses_damaged_ctranslate2_files(tmp_path, variables):
@@ -178,11 +173,23 @@ def test_refuses_damaged_ctranslate2_files(tmp_path, variables):
     name = ctranslate2_files.text("encoder/conv1/weight")
     shape_at = whole.index(name) + len(name) + 1
     huge = whole[:shape_at] + struct.pack("<3I", *[2**32 - 1] * 3) + whole[shape_at + 12 :]
-    refuse(tmp_path / "huge", huge, "encoder/conv1/weight has 960 bytes")
+    encoders.assert_refused(
+        ctranslate2_files.write(tmp_path / "huge" / "source", huge), "encoder/conv1/weight has 960 bytes"
+    )
     type_at = shape_at + 12
-    refuse(tmp_path / "type", whole[:type_at] + b"\x09" + whole[type_at + 1 :], "of the unknown type 9")
-    refuse(tmp_path / "name", whole.replace(b"encoder/conv1/weight\0", b"\xff" * 20 + b"\0"), "a name that is no text")
-    refuse(tmp_path / "long", whole + b"more", "4 bytes after the end")
+    encoders.assert_refused(
+        ctranslate2_files.write(tmp_path / "type" / "source", whole[:type_at] + b"\x09" + whole[type_at + 1 :]),
+        "of the unknown type 9",
+    )
+    encoders.assert_refused(
+        ctranslate2_files.write(
+            tmp_path / "name" / "source", whole.replace(b"encoder/conv1/weight\0", b"\xff" * 20 + b"\0")
+        ),
+        "a name that is no text",
+    )
+    encoders.assert_refused(
+        ctranslate2_files.write(tmp_path / "long" / "source", whole + b"more"), "4 bytes after the end"
+    )
 
 
 def test_refuses_a_pickle_without_running_it(tmp_path):
@@ -191,7 +198,10 @@ def test_refuses_a_pickle_without_running_it(tmp_path):
             return (open, (str(tmp_path / "it ran"), "w"))
 
     torch.save(Runs(), tmp_path / "pickle")
-    refuse(tmp_path / "folder", (tmp_path / "pickle").read_bytes(), "not a model of CTranslate2's version 6")
+    encoders.assert_refused(
+        ctranslate2_files.write(tmp_path / "folder" / "source", (tmp_path / "pickle").read_bytes()),
+        "not a model of CTranslate2's version 6",
+    )
     assert not (tmp_path / "it ran").exists()
 
 
@@ -210,6 +220,4 @@ def test_refuses_a_pickle_without_running_it(tmp_path):
 def test_refuses_other_models_by_name(tmp_path, damage, message):
     random_model(encoder_layers=1).save_pretrained(tmp_path / "source")
     damage(tmp_path / "source")
-    with pytest.raises(UserError, match=message):
-        convert(tmp_path / "source", tmp_path / "part")
-    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    encoders.assert_refused(tmp_path / "source", message)
