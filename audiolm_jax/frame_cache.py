@@ -57,7 +57,7 @@ class FrameCache:
 
     def moments(self, layer: int) -> moments.Moments:
         """Of all frames that were seen, kept or not, in float64."""
-        total = _no_moments()
+        total = moments.nothing()
         for shard in range(self.num_shards):
             with _summary(self.folder, shard) as summary:
                 total = moments.merge(total, {name: summary[f"layer_{layer}/{name}"] for name in total})
@@ -152,7 +152,7 @@ def _claim(folder: pathlib.Path, digest: str, replace: bool):
 def _write_shard(folder, shard, batches, layers, compute, num_seen, chosen_before, dtype):
     """Computes a shard, `num_seen` frames being in those before it."""
     kept: dict[int, list[np.ndarray]] = {layer: [] for layer in layers}
-    totals = {layer: _no_moments() for layer in layers}
+    totals = {layer: moments.nothing() for layer in layers}
     num_frames = 0
     for index, batch in enumerate(batches):
         by_layer = compute(batch)
@@ -173,10 +173,6 @@ def _write_shard(folder, shard, batches, layers, compute, num_seen, chosen_befor
     arrays = {f"layer_{layer}/{name}": totals[layer][name] for layer in layers for name in totals[layer]}
     with files.new_file(_summary_path(folder, shard)) as scratch, open(scratch, "wb") as file:
         np.savez(file, num_frames=num_frames, **arrays)
-
-
-def _no_moments() -> moments.Moments:
-    return {name: np.zeros(()) for name in ("count", "mean", "squares")}
 
 
 def _as(x_MD: np.ndarray, dtype: str, of_all: moments.Moments, layer: int) -> np.ndarray:

@@ -12,10 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from audiolm_jax import audio, bundle, kmeans
+from audiolm_jax import audio, bundle
 from audiolm_jax.errors import UserError
 from audiolm_jax.evaluation import abx, alignment, purity, statistics
 from audiolm_jax.evaluation.alignment import Material
@@ -24,11 +23,12 @@ from audiolm_jax.evaluation.statistics import Estimate, shown
 from audiolm_jax.evaluation.suites import Findings, Request
 from audiolm_jax.parts import read_part
 from audiolm_jax.progress import seconds_bar
-from audiolm_jax.semantic import features
+from audiolm_jax.semantic import features, moments
+from audiolm_jax.semantic.kmeans import normalisation
+from audiolm_jax.semantic.tokenizer import tokens_of
 
 MEL_RATE, NUM_MELS, SAMPLE_RATE = 100, 80, 16_000
 BASELINES = ("log_mel", "log_mel.normalized")
-DEVIATION_FLOOR = 1e-5
 
 
 @dataclasses.dataclass
@@ -39,34 +39,29 @@ class Store:
       frame_rate: Hz.
       file: where they are, float32.
       sizes: frames of each recording, in the order in which they were added.
-      total_D, squares_D: sums over frames.
+      of_all: moments of the frames.
     """
 
     frame_rate: float
     file: IO[bytes]
     sizes: list[int] = dataclasses.field(default_factory=list)
-    total_D: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(()))
-    squares_D: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(()))
+    of_all: moments.Moments = dataclasses.field(default_factory=moments.nothing)
 
     def add(self, x_TD: np.ndarray):
         """Appends a recording's frames."""
         x_TD = np.ascontiguousarray(x_TD, np.float32)
         self.file.write(x_TD.data)
         self.sizes.append(len(x_TD))
-        self.total_D = self.total_D + x_TD.sum(axis=0, dtype=np.float64)
-        self.squares_D = self.squares_D + np.square(x_TD, dtype=np.float64).sum(axis=0)
+        self.of_all = moments.merge(self.of_all, moments.of(x_TD.astype(np.float64), np.ones(len(x_TD))))
 
     def frames(self) -> np.ndarray:
         """All frames [F, D], in the file, which must be closed."""
-        shape = sum(self.sizes), np.size(self.total_D)
+        shape = sum(self.sizes), np.size(self.of_all["mean"])
         return np.memmap(self.file.name, np.float32, "r", shape=shape) if shape[0] else np.zeros(shape, np.float32)
 
     def normalized(self) -> "Normalized":
         """The same with zero mean and unit variance of every dimension over all frames."""
-        count = max(1, sum(self.sizes))
-        mean_D = self.total_D / count
-        deviation_D = np.sqrt(np.maximum(self.squares_D / count - np.square(mean_D), 0.0))
-        return Normalized(self.frames(), mean_D, np.maximum(deviation_D, DEVIATION_FLOOR))
+        return Normalized(self.frames(), *normalisation(self.of_all))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,13 +113,7 @@ class Encoder:
         for layer, (x_TD,) in zip(self.layers, of_layers, strict=True):
             yield f"{self.label}.layer_{layer}", x_TD
             if self.model.clusters is not None and layer == self.model.clusters["layer"]:
-                self.tokens.append(_tokens(self.model.clusters, x_TD))
-
-
-def _tokens(clusters: Mapping[str, Any], x_TD: np.ndarray) -> np.ndarray:
-    """The tokens [T] that `encode` gives of these frames of the clusters' layer."""
-    normed_TD = (jnp.asarray(x_TD) - clusters["mean"]) / clusters["std"]
-    return np.asarray(kmeans.nearest(normed_TD, clusters["centroids"]))
+                self.tokens.append(np.asarray(tokens_of(self.model.clusters, x_TD)))
 
 
 def log_mel(wave_W: np.ndarray) -> np.ndarray:

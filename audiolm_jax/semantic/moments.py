@@ -8,6 +8,7 @@ Shape suffixes: M points, D dimensions.
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 Moments = dict[str, Any]
 
@@ -15,6 +16,11 @@ Moments = dict[str, Any]
 def empty(num_dims: int) -> Moments:
     """The moments of no points."""
     return {"count": jnp.zeros(()), "mean": jnp.zeros(num_dims), "squares": jnp.zeros(num_dims)}
+
+
+def nothing() -> Moments:
+    """The moments of no points of any width, to which float64 arrays of NumPy are added in their own precision."""
+    return {name: np.zeros(()) for name in ("count", "mean", "squares")}
 
 
 def update(moments: Moments, x_MD, mask_M) -> Moments:

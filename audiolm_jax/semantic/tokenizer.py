@@ -233,6 +233,18 @@ def bucket(num_frames: int) -> int:
     return size
 
 
+def tokens_of(clusters: Mapping[str, Any], x_BTD: jax.Array) -> jax.Array:
+    """Nearest centroids [...] of hidden states [..., D] of the clusters' layer.
+
+    Raises:
+      UserError: clusters of another width.
+    """
+    check_width(clusters, x_BTD.shape[-1])
+    normed_BTD = (x_BTD - clusters["mean"]) / clusters["std"]
+    z_M = kmeans.nearest(normed_BTD.reshape(-1, normed_BTD.shape[-1]), clusters["centroids"])
+    return z_M.reshape(x_BTD.shape[:-1])
+
+
 @functools.partial(jax.jit, static_argnames=("encoder", "layers"))
 def _features(encoder: Encoder, layers: tuple[int, ...], weights, wave_BW, lengths_B) -> tuple[jax.Array, ...]:
     return encoder.hidden_states(weights, wave_BW, lengths_B, layers)
@@ -241,7 +253,4 @@ def _features(encoder: Encoder, layers: tuple[int, ...], weights, wave_BW, lengt
 @functools.partial(jax.jit, static_argnames=("encoder", "layer"))
 def _encode(encoder: Encoder, layer: int, weights, clusters, wave_BW, lengths_B) -> tuple[jax.Array]:
     (x_BTD,) = encoder.hidden_states(weights, wave_BW, lengths_B, (layer,))
-    check_width(clusters, x_BTD.shape[-1])
-    normed_BTD = (x_BTD - clusters["mean"]) / clusters["std"]
-    z_M = kmeans.nearest(normed_BTD.reshape(-1, normed_BTD.shape[-1]), clusters["centroids"])
-    return (z_M.reshape(x_BTD.shape[:2]),)
+    return (tokens_of(clusters, x_BTD),)
