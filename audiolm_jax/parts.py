@@ -27,7 +27,7 @@ from audiolm_jax.objective import Objective, State
 from audiolm_jax.training import checkpoint, registry, step
 from audiolm_jax.training.sharding import unbox
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CONFIG_FILE, WEIGHTS_FILE, TRAINING_FILE = "config.json", "model.safetensors", "training.safetensors"
 ARCHITECTURE_FIELDS = ("objective", "model", "stage")
 
