@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import ml_collections
 from jax.sharding import Mesh
 
 from audiolm_jax import files
@@ -58,6 +59,18 @@ def read_encoder(path: str | os.PathLike[str]) -> Part:
     if part.kind not in (*ENCODERS, *KINDS["semantic_tokenizer"]):
         raise UserError(f"not a semantic encoder but a {part.kind}", path, "give a w2v-BERT or a converted encoder")
     return dataclasses.replace(part, weights={name: part.weights[name] for name in part.weights if name != "clusters"})
+
+
+def encoder_part(architecture: str, model: Any, params: Any) -> Part:
+    """A public encoder.
+
+    Args:
+      architecture: its name in `semantic.encoder.ENCODERS`.
+      model: its config, a dataclass.
+      params: its parameters, NumPy arrays.
+    """
+    config = ml_collections.ConfigDict({"model": {"architecture": architecture, **dataclasses.asdict(model)}})
+    return Part("semantic_encoder", config, {"params": params})
 
 
 def with_clusters(encoder: Part, clusters: Mapping[str, Any]) -> Part:

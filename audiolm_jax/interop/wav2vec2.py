@@ -3,14 +3,13 @@
 Shape suffixes: I and O channels in and out, k kernel taps, N heads, H head width, R buckets.
 """
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any
 
-import ml_collections
 import numpy as np
 
+from audiolm_jax.bundle import encoder_part
 from audiolm_jax.errors import UserError
 from audiolm_jax.interop.huggingface import Tensors, activation_name, read_config, read_preprocessor
 from audiolm_jax.interop.layers import dense, layer_norm, stacked
@@ -75,8 +74,7 @@ def part_from_huggingface(source: str | os.PathLike[str]) -> Part:
         name = "encoder.layers.0.attention.rel_attn_embed.weight"
         params["relative_positions"] = tensors.take(name, (model.num_buckets, model.num_heads))
     tensors.check_all_used()
-    config = ml_collections.ConfigDict({"model": {"architecture": "wav2vec2", **dataclasses.asdict(model)}})
-    return Part("semantic_encoder", config, {"params": params})
+    return encoder_part("wav2vec2", model, params)
 
 
 def _model(fields: Mapping[str, Any]) -> Wav2Vec2Config:

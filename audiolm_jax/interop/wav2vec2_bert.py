@@ -3,14 +3,13 @@
 What comes behind the last block, adapters and heads, is left behind.
 """
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any
 
-import ml_collections
 import numpy as np
 
+from audiolm_jax.bundle import encoder_part
 from audiolm_jax.errors import UserError
 from audiolm_jax.interop.huggingface import Tensors, activation_name, check_preprocessor, read_config
 from audiolm_jax.interop.layers import dense, layer_norm, stacked
@@ -56,8 +55,7 @@ def part_from_huggingface(source: str | os.PathLike[str]) -> Part:
         "layers": stacked([_block(tensors, f"encoder.layers.{layer}", model) for layer in range(model.num_layers)]),
     }
     tensors.check_all_used()
-    config = ml_collections.ConfigDict({"model": {"architecture": "wav2vec2_bert", **dataclasses.asdict(model)}})
-    return Part("semantic_encoder", config, {"params": params})
+    return encoder_part("wav2vec2_bert", model, params)
 
 
 def _model(config: Mapping[str, Any], source: str | os.PathLike[str]) -> Wav2Vec2BertConfig:

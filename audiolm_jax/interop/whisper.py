@@ -3,15 +3,14 @@
 The decoder is left behind.
 """
 
-import dataclasses
 import os
 import re
 from collections.abc import Mapping
 from typing import Any
 
-import ml_collections
 import numpy as np
 
+from audiolm_jax.bundle import encoder_part
 from audiolm_jax.errors import UserError
 from audiolm_jax.interop import ctranslate2
 from audiolm_jax.interop.huggingface import Tensors, activation_name, check_preprocessor, read_config
@@ -150,5 +149,4 @@ def _part(config: Mapping[str, Any], tensors: Tensors) -> Part:
         "norm": layer_norm(tensors, "layer_norm", width),
     }
     tensors.check_all_used()
-    described = ml_collections.ConfigDict({"model": {"architecture": "whisper", **dataclasses.asdict(model)}})
-    return Part("semantic_encoder", described, {"params": params})
+    return encoder_part("whisper", model, params)

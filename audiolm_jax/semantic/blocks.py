@@ -16,7 +16,7 @@ def check_heads(embed_dim: int, num_heads: int):
     """Raises a UserError where heads cannot share a width out."""
     if num_heads < 1 or embed_dim % num_heads:
         what = f"width {embed_dim} cannot be shared out to {num_heads} heads"
-        raise UserError(what, "config.model", "change num_heads or embed_dim")
+        raise UserError(what, f"config.model.num_heads={num_heads}", "choose a number that divides embed_dim")
 
 
 def states_between(

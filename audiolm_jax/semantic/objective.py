@@ -14,6 +14,7 @@ import optax
 from audiolm_jax.errors import UserError
 from audiolm_jax.objective import Batch, Metrics, Objective, State, Totals, sum_over_blocks
 from audiolm_jax.semantic import features, masking
+from audiolm_jax.semantic.blocks import check_heads
 from audiolm_jax.semantic.conformer import REMAT_POLICIES
 from audiolm_jax.semantic.w2v_bert import Predictions, W2vBert, W2vBertConfig
 
@@ -132,9 +133,7 @@ class _Training:
 
 
 def _check(model: W2vBertConfig):
-    if model.embed_dim % model.num_heads:
-        where = f"config.model.num_heads={model.num_heads}"
-        raise UserError(f"heads do not divide embed_dim={model.embed_dim}", where, "choose a number that does")
+    check_heads(model.embed_dim, model.num_heads)
     if not 0 <= model.default_layer <= model.num_layers:
         where = f"config.model.default_layer={model.default_layer}"
         raise UserError("no such layer", where, f"choose 0 to {model.num_layers}")
