@@ -164,11 +164,15 @@ def tiny_soundstream_config() -> ml_collections.ConfigDict:
 
 
 def w2v_bert_config() -> ml_collections.ConfigDict:
-    """w2v-BERT XL: 12 contrastive + 12 masked-prediction Conformer blocks, 0.6 B parameters (arXiv 2108.06209)."""
+    """w2v-BERT XL: 12 contrastive + 12 masked-prediction Conformer blocks, 0.6 B parameters (arXiv 2108.06209).
+
+    `bucket_seconds` are lengths below `crop_seconds`: shorter recordings are trained on in batches of their own.
+    """
     config = _common("w2v_bert")
     config.num_train_steps = 400_000
     config.batch_size = 2048
     config.crop_seconds = 30.0
+    config.bucket_seconds = ()
     config.model = ml_collections.ConfigDict(
         {
             "sample_rate": 16_000,

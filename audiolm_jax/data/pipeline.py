@@ -77,6 +77,9 @@ class AudioCrops:
 class AudioInput:
     """Batches {"wave_BW": float32, "lengths_B": int32} for the tokenizers' objectives.
 
+    With `config.bucket_seconds` recordings of like lengths come together, in fewer or more rows, so that no batch holds
+    more than `batch_size * crop_seconds` and little of it is padding. Buckets take turns in fixed proportion.
+
     Attributes:
       tokens: None; these inputs are recordings.
     """
@@ -89,17 +92,45 @@ class AudioInput:
         held_out = [recording for recording in recordings if recording.split == "validation"]
         if not train:
             raise UserError("no recording in the training split", config.data_dir, "add recordings")
-        rate, crop = config.model.sample_rate, config.crop_seconds
         self._config = config
-        self._train = AudioCrops(*manifest.usable(train, report), rate, crop)
-        self._held_out = AudioCrops(*manifest.usable(held_out, report), rate, crop)
+        self._train = _buckets(manifest.usable(train, report), config)
+        self._held_out = _buckets(manifest.usable(held_out, report), config)
 
     def training(self, rows: np.ndarray) -> grain.DatasetIterator:
-        dataset = grain.MapDataset.source(self._train).seed(self._config.seed).shuffle().repeat()
-        return _batches(dataset.random_map(self._train.random_crop), self._config, rows)
+        buckets, weights = [], []
+        for number, (crops, factor) in enumerate(self._train):
+            dataset = grain.MapDataset.source(crops).seed(self._config.seed + number).shuffle().repeat()
+            buckets.append(_batches(dataset.random_map(crops.random_crop), self._config.batch_size, rows, factor))
+            weights.append(len(crops) / factor)
+        return _iterate(grain.MapDataset.mix(buckets, weights), self._config)
 
     def evaluation(self, rows: np.ndarray) -> Iterator[Example]:
-        return _evaluation_batches(range(len(self._held_out)), self._held_out.fixed_crop, self._config.batch_size, rows)
+        for crops, factor in self._held_out:
+            yield from _evaluation_batches(
+                range(len(crops)), crops.fixed_crop, self._config.batch_size * factor, _scaled(rows, factor)
+            )
+
+
+def _buckets(
+    usable: tuple[list[manifest.Recording], list[float]], config: ml_collections.ConfigDict
+) -> list[tuple[AudioCrops, int]]:
+    """Crops of the recordings by length, none empty, and how many times `config.batch_size` rows a batch of each has.
+
+    A recording goes into the shortest bucket that holds it whole, or into the longest, which is cut into crops.
+    """
+    crop = config.crop_seconds
+    sizes = sorted({*config.get("bucket_seconds", ()), crop})
+    if sizes[0] <= 0 or sizes[-1] > crop:
+        where = f"config.bucket_seconds={config.bucket_seconds}"
+        raise UserError("buckets must be longer than 0 and no longer than a crop", where, f"crops last {crop} s")
+    members: dict[float, list[tuple[manifest.Recording, float]]] = {size: [] for size in sizes}
+    for recording, seconds in zip(*usable, strict=True):
+        members[next((size for size in sizes if seconds <= size), crop)].append((recording, seconds))
+    return [
+        (AudioCrops(*map(list, zip(*members[size], strict=True)), config.model.sample_rate, size), int(crop // size))
+        for size in sizes
+        if members[size]
+    ]
 
 
 class TokenInput:
@@ -130,7 +161,7 @@ class TokenInput:
             dataset = grain.MapDataset.source(packed).seed(seed).shuffle().repeat().random_map(packed.example)
         else:
             dataset = grain.MapDataset.source(self._train).seed(seed).shuffle().repeat().random_map(self._example)
-        return _batches(dataset, self._config, rows)
+        return _iterate(_batches(dataset, self._config.batch_size, rows), self._config)
 
     def evaluation(self, rows: np.ndarray) -> Iterator[Example]:
         windows = (
@@ -169,12 +200,22 @@ class _Rows(grain.MapDataset):
         return self._parent[batch * self._batch_size + int(self._rows[row])]
 
 
-def _batches(dataset: grain.MapDataset, config, rows: np.ndarray) -> grain.DatasetIterator:
-    dataset = _Rows(dataset, config.batch_size, rows).batch(len(rows), drop_remainder=True)
+def _scaled(rows: np.ndarray, factor: int) -> np.ndarray:
+    """A process's rows of a global batch of `factor` times as many, cut between the processes in the same places."""
+    return (rows[:, None] * factor + np.arange(factor)).reshape(-1)
+
+
+def _batches(dataset: grain.MapDataset, batch_size: int, rows: np.ndarray, factor: int = 1) -> grain.MapDataset:
+    """These rows of global batches of `factor * batch_size`."""
+    rows = _scaled(rows, factor)
+    return _Rows(dataset, batch_size * factor, rows).batch(len(rows), drop_remainder=True)
+
+
+def _iterate(batches: grain.MapDataset, config: ml_collections.ConfigDict) -> grain.DatasetIterator:
     options = grain.ReadOptions(
         num_threads=config.input.num_threads, prefetch_buffer_size=config.input.prefetch_batches
     )
-    return iter(dataset.to_iter_dataset(options))
+    return iter(batches.to_iter_dataset(options))
 
 
 def _evaluation_batches(

@@ -178,16 +178,17 @@ class _Run:
         watch = Watch(self.program.objective.symptoms, rows, report)
         with clock.measure("compile"):
             log = StepLog(writer, watch, bar, clock, self._utilization_per_step())
-        take_step = None
+        programs: dict[tuple[int, ...], Any] = {}
         for step in range(done + 1, config.num_train_steps + 1):
             with clock.measure("data"):
-                batch = sharding.global_batch(next(batches), config.batch_size, self.mesh)
-            if take_step is None:
+                batch = self.global_batch(next(batches))
+            shape = next(iter(batch.values())).shape
+            if shape not in programs:
                 with clock.measure("compile"):
-                    take_step = self.program.step.lower(state, batch, self.step_key).compile()
+                    programs[shape] = self.program.step.lower(state, batch, self.step_key).compile()
             profiler.before(step)
             with jax.transfer_guard("disallow"):
-                state, metrics = take_step(state, batch, self.step_key)
+                state, metrics = programs[shape](state, batch, self.step_key)
             profiler.after(step, metrics)
             diverged = self._diverged(log.flush())
             status = 1 if diverged else stop.status(step)
@@ -245,14 +246,18 @@ class _Run:
             state = {**state, **jax.tree.map(_put, weights, places)}
         elif objective.warm_start is not None:
             batches = self.input.training(self.rows)
-            take = lambda: sharding.global_batch(next(batches), self.config.batch_size, self.mesh)
-            first = [take() for _ in range(objective.warm_start_batches)]
+            first = [self.global_batch(next(batches)) for _ in range(objective.warm_start_batches)]
             state = {**state, **objective.warm_start(state, first, self.warm_start_key)}
         else:
             return state
         places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
         finish = (lambda state: with_average(objective, state)) if self.config.ema_decay else (lambda state: state)
         return jax.jit(finish, out_shardings=places)(state)
+
+    def global_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """This process's rows of a batch -> the global arrays; a bucket's batch has more than `batch_size` rows."""
+        factor = len(next(iter(batch.values()))) // len(self.rows)
+        return sharding.global_batch(batch, self.config.batch_size * factor, self.mesh)
 
     def evaluate(self, state: State) -> dict[str, np.ndarray]:
         """Means over the held-out set, as "eval_NAME"; nothing where there is none."""
@@ -261,8 +266,7 @@ class _Run:
             if index == self.config.max_eval_batches:
                 break
             key = jax.random.fold_in(self.eval_key, index)
-            rows = sharding.global_batch(batch, self.config.batch_size, self.mesh)
-            sums = jax.device_get(self.program.eval_step(state, rows, key))
+            sums = jax.device_get(self.program.eval_step(state, self.global_batch(batch), key))
             for name, (total, count) in sums.items():
                 before = totals.get(name, (np.zeros(()), np.zeros(())))
                 totals[name] = before[0] + np.asarray(total), before[1] + np.asarray(count)
