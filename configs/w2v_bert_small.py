@@ -1,6 +1,6 @@
 """A w2v-BERT that two CPU cores train in an hour or two on some hours of speech in short recordings.
 
-    audiolm train --config=w2v_bert_small --workdir=runs/w2v_bert_small --config.data_dir=RECORDINGS
+audiolm train --config=w2v_bert_small --workdir=runs/w2v_bert_small --config.data_dir=RECORDINGS
 """
 
 from audiolm_jax.config import tiny_w2v_bert_config

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -196,6 +197,79 @@ def test_audio_evaluation_covers_every_sample(recordings):
     batches = list(AudioInput(audio_config(recordings), print).evaluation(np.arange(5)))
     lengths = np.concatenate([b["lengths_B"] * b["valid_B"] for b in batches])
     assert lengths.sum() == 16000 * (held_out + 1)
+
+
+@pytest.fixture
+def bucket_config(tmp_path):
+    """Recordings of 0.5, 0.75 … 4 s, the first sample telling which, twice: for training and held out.
+
+    Crops of 2 s and buckets of 0.5 s and 1 s, so batches of 12, 6 and 3 rows.
+    """
+    rows = []
+    for number, quarters in enumerate(range(2, 17)):
+        wave_W = np.full(quarters * 4000, (number + 1) / 100)
+        soundfile.write(tmp_path / f"{number}.wav", wave_W, 16000, subtype="FLOAT")
+        rows += [
+            {"path": f"{number}.wav", "id": f"{split}{number}", "split": split} for split in ("train", "validation")
+        ]
+    manifest = tmp_path / "recordings.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return audio_config(manifest, batch_size=3, crop_seconds=2.0, bucket_seconds=(0.5, 1.0))
+
+
+def recordings_in(batch):
+    return np.round(batch["wave_BW"][:, 0] * 100).astype(int) - 1
+
+
+def test_a_bucket_holds_what_fits_no_shorter_one(bucket_config):
+    batches = list(itertools.islice(AudioInput(bucket_config, print).training(np.arange(3)), 300))
+    seen = {}
+    for batch in batches:
+        seen.setdefault(batch["wave_BW"].shape, []).extend(recordings_in(batch))
+        whole = np.minimum((recordings_in(batch) + 2) * 4000, 32000)
+        np.testing.assert_array_equal(batch["lengths_B"], whole)
+    assert {shape: set(found) for shape, found in seen.items()} == {
+        (12, 8000): {0}, (6, 16000): {1, 2}, (3, 32000): set(range(3, 15)),
+    }  # fmt: skip
+    # As many stretches of each bucket as there are: 1, 2, and 4 recordings of one crop beside 8 of two.
+    counts = np.array([len(seen[shape]) for shape in ((12, 8000), (6, 16000), (3, 32000))])
+    np.testing.assert_allclose(counts / counts.sum(), np.array([1, 2, 20]) / 23, rtol=0.15)
+
+
+def test_held_out_buckets_cover_every_sample_once(bucket_config):
+    batches = list(AudioInput(bucket_config, print).evaluation(np.arange(3)))
+    assert sum(int((b["lengths_B"] * b["valid_B"]).sum()) for b in batches) == sum(range(2, 17)) * 4000
+    assert {b["wave_BW"].shape for b in batches} == {(12, 8000), (6, 16000), (3, 32000)}
+
+
+def test_processes_share_the_rows_of_every_bucket(bucket_config):
+    source = AudioInput(bucket_config, print)
+    parts = np.array([0, 2]), np.array([1])
+    whole, *shares = ([*itertools.islice(source.training(rows), 30)] for rows in (np.arange(3), *parts))
+    for batch, two, one in zip(whole, *shares, strict=True):
+        factor = len(batch["wave_BW"]) // 3
+        by_row = batch["wave_BW"].reshape(3, factor, -1)
+        np.testing.assert_array_equal(two["wave_BW"], by_row[[0, 2]].reshape(2 * factor, -1))
+        np.testing.assert_array_equal(one["wave_BW"], by_row[1])
+
+
+def test_position_in_buckets_resumes_exactly(bucket_config):
+    batches = AudioInput(bucket_config, print).training(np.arange(3))
+    for _ in range(7):
+        next(batches)
+    position = batches.get_state()
+    expected = [next(batches) for _ in range(9)]
+    again = AudioInput(bucket_config, print).training(np.arange(3))
+    again.set_state(position)
+    for batch in expected:
+        np.testing.assert_array_equal(next(again)["wave_BW"], batch["wave_BW"])
+
+
+@pytest.mark.parametrize("buckets", [(0.0, 1.0), (1.0, 3.0)])
+def test_buckets_outside_a_crop_are_refused(bucket_config, buckets):
+    bucket_config.bucket_seconds = buckets
+    with pytest.raises(UserError, match="no longer than a crop: config.bucket_seconds=.*; crops last 2.0 s"):
+        AudioInput(bucket_config, print)
 
 
 def test_metadata_names_every_field_it_checks():
