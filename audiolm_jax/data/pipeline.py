@@ -123,13 +123,15 @@ def _buckets(
     if sizes[0] <= 0 or sizes[-1] > crop:
         where = f"config.bucket_seconds={config.bucket_seconds}"
         raise UserError("buckets must be longer than 0 and no longer than a crop", where, f"crops last {crop} s")
-    members: dict[float, list[tuple[manifest.Recording, float]]] = {size: [] for size in sizes}
+    members: dict[float, tuple[list[manifest.Recording], list[float]]] = {size: ([], []) for size in sizes}
     for recording, seconds in zip(*usable, strict=True):
-        members[next((size for size in sizes if seconds <= size), crop)].append((recording, seconds))
+        recordings, lengths = members[next((size for size in sizes if seconds <= size), crop)]
+        recordings.append(recording)
+        lengths.append(seconds)
     return [
-        (AudioCrops(*map(list, zip(*members[size], strict=True)), config.model.sample_rate, size), int(crop // size))
-        for size in sizes
-        if members[size]
+        (AudioCrops(recordings, lengths, config.model.sample_rate, size), int(crop // size))
+        for size, (recordings, lengths) in members.items()
+        if recordings
     ]
 
 

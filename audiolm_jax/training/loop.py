@@ -178,17 +178,17 @@ class _Run:
         watch = Watch(self.program.objective.symptoms, rows, report)
         with clock.measure("compile"):
             log = StepLog(writer, watch, bar, clock, self._utilization_per_step())
-        programs: dict[tuple[int, ...], Any] = {}
+        programs: dict[tuple[tuple[int, ...], ...], Any] = {}
         for step in range(done + 1, config.num_train_steps + 1):
             with clock.measure("data"):
                 batch = self.global_batch(next(batches))
-            shape = next(iter(batch.values())).shape
-            if shape not in programs:
+            shapes = tuple(array.shape for array in batch.values())
+            if shapes not in programs:
                 with clock.measure("compile"):
-                    programs[shape] = self.program.step.lower(state, batch, self.step_key).compile()
+                    programs[shapes] = self.program.step.lower(state, batch, self.step_key).compile()
             profiler.before(step)
             with jax.transfer_guard("disallow"):
-                state, metrics = programs[shape](state, batch, self.step_key)
+                state, metrics = programs[shapes](state, batch, self.step_key)
             profiler.after(step, metrics)
             diverged = self._diverged(log.flush())
             status = 1 if diverged else stop.status(step)

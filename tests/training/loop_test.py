@@ -25,7 +25,7 @@ from tests.training import tokens
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     return {
-        "recordings": str(tiny.write_recordings(folder / "recordings")),
+        "recordings": str(tiny.write_recordings(folder / "recordings", (0.4, 0.9, 1.2, 0.5, 1.1, 0.45, 1.4, 0.8))),
         "tokens": str(tokens.write(folder / "tokens", METADATA)),
     }
 
@@ -58,12 +58,13 @@ def start_and_wait_for_step(arguments, workdir, step):
     raise AssertionError(f"step {step} not reached: {process.communicate()[1].decode()[-2000:]}")
 
 
-# What a codec's state can hold, codes that die, and the watch's averages.
-MORE_STATE = {
+# What a codec's state can hold, codes that die, and the watch's averages; batches of two shapes.
+MORE = {
     "soundstream": {
         "loss.balancer": True, "ema_decay": 0.9, "quantizer.dead_code_share": 0.5,
         "discriminator.multi_stft_windows": (64,),
-    }
+    },
+    "w2v_bert": {"bucket_seconds": (0.5,)},
 }  # fmt: skip
 
 
@@ -82,7 +83,7 @@ def losses(workdir):
 )
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(objective, data, tmp_path):
     steps = 40
-    fields = {"num_train_steps": steps, **MORE_STATE.get(objective, {})}
+    fields = {"num_train_steps": steps, **MORE.get(objective, {})}
     whole = run(command(objective, data, tmp_path / "whole", **fields))
     assert whole.returncode == 0, whole.stderr[-2000:]
     arguments = command(objective, data, tmp_path / "killed", **fields)
