@@ -13,7 +13,7 @@ import optax
 
 from audiolm_jax.errors import UserError
 from audiolm_jax.objective import Batch, Metrics, Objective, State, Totals, sum_over_blocks
-from audiolm_jax.semantic import features, masking
+from audiolm_jax.semantic import features, health, masking
 from audiolm_jax.semantic.blocks import check_heads
 from audiolm_jax.semantic.conformer import REMAT_POLICIES
 from audiolm_jax.semantic.w2v_bert import Predictions, W2vBert, W2vBertConfig
@@ -38,6 +38,7 @@ def w2v_bert_objective(config: ml_collections.ConfigDict, optimizer: optax.Gradi
         weights=lambda state: {"params": state["params"], "statistics": state["statistics"]},
         warm_start=training.warm_start,
         warm_start_batches=config.statistics_batches,
+        symptoms=health.symptoms(model.codebook_size),
     )
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from audiolm_jax.codec import health
 from audiolm_jax.objective import Symptom
+from audiolm_jax.semantic.health import symptoms as w2v_bert_symptoms
 from audiolm_jax.training import watch
 from audiolm_jax.training.watch import Seen, Watch, observe
 
@@ -64,6 +65,18 @@ def test_what_goes_wrong_is_said_once_and_marked(name, values, words):
     # It takes some rows to believe it, and then it stays.
     assert 15_000 < marked[0] < 19_000 and marked == list(range(marked[0], 20_001, 100))
     assert not any(mark[other] for mark in marks for other in mark if other != name)
+
+
+@pytest.mark.parametrize(("collapsed", "expected"), [(60.0, True), (120.0, False)])
+def test_targets_of_a_tenth_of_the_codes_are_a_collapse(collapsed, expected):
+    generator, lines = np.random.default_rng(), []
+    one = Watch(w2v_bert_symptoms(1024), [], lines.append)
+    for step in range(100, 20_001, 100):
+        perplexity = 400.0 if step < 15_000 else collapsed
+        one.look(step, {"target_perplexity": perplexity * generator.lognormal(0.0, 0.1)})
+    assert len(lines) == expected
+    if expected:
+        assert lines[0].startswith("warning: codebook_collapsed at step 1") and "of 1024 codes" in lines[0]
 
 
 def test_a_single_bad_row_is_no_symptom():
