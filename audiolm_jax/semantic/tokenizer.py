@@ -168,8 +168,8 @@ class SemanticTokenizer:
             round(self.encoder.window_seconds * self.sample_rate) // self.encoder.hop_length * self.encoder.hop_length
         )
 
-    def _windows(self, row: int, length: int) -> Iterator[Window]:
-        """The windows of a row of so many samples."""
+    def windows(self, row: int, length: int) -> Iterator[Window]:
+        """The windows of row `row`, which has `length` samples."""
         hop, in_all, in_window = self.encoder.hop_length, self.num_frames(length), self.num_frames(self._window_samples)
         context = in_window // CONTEXT_SHARE
         start, first = 0, 0
@@ -184,7 +184,7 @@ class SemanticTokenizer:
         batch: list[Window] = []
         longest = 0
         for row, length in enumerate(lengths_B.tolist()):
-            for window in self._windows(row, length):
+            for window in self.windows(row, length):
                 longest = max(longest, window.stop - window.start)
                 if batch and (len(batch) + 1) * longest > BATCH_SECONDS * self.sample_rate:
                     yield batch
