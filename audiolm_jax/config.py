@@ -254,10 +254,14 @@ def tiny_w2v_bert_config() -> ml_collections.ConfigDict:
 def language_model_config(stage: str) -> ml_collections.ConfigDict:
     """One stage of AudioLM: 12 layers, width 1024, batch 256, 1 M steps (arXiv 2209.03143 §4.1).
 
+    A mixture takes the place of `data_dir`: token datasets of the same tokenizers (`mixture.data_dirs`) and of how many
+    examples of each there are to the others' (`mixture.rates`; with `packing`, rows).
+
     Args:
       stage: "semantic", "coarse" or "fine".
     """
     config = _common(stage)
+    config.mixture = ml_collections.ConfigDict({"data_dirs": (), "rates": ()})
     config.stage = ml_collections.ConfigDict(
         {
             "num_clusters": 1024,

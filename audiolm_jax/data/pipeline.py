@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -135,54 +135,137 @@ def _buckets(
     ]
 
 
+class TokenExamples:
+    """The training examples of one token dataset: element `index` in epoch `epoch`, whoever asks and in whatever order.
+
+    An element is a record, or with packing a row of them (`data.packing`).
+    """
+
+    def __init__(self, dataset: TokenDataset, stage: Stage, seed: int, packed: bool):
+        self._records, self._stage, self._seed = dataset.source("train"), stage, seed
+        self._rows = packing.Rows(dataset.num_frames("train"), stage, seed) if packed else None
+
+    def __len__(self) -> int:
+        return len(self._records if self._rows is None else self._rows)
+
+    def example(self, index: int, epoch: int) -> Example:
+        if self._rows is None:
+            return transforms.encode(self._crop(index, epoch), self._stage)
+        return transforms.pack([self._crop(record, epoch) for record in self._rows[index]], self._stage)
+
+    def _crop(self, record: int, epoch: int) -> transforms.Record:
+        return transforms.crop(self._records[record], self._stage, self._seed, epoch)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Member:
+    """One token dataset of a training mixture.
+
+    Attributes:
+      dataset: it, opened.
+      rate: its share among the training examples, relative to the other members'.
+      training: its examples.
+      held_out: its validation records, none where it has no such split.
+    """
+
+    dataset: TokenDataset
+    rate: float
+    training: TokenExamples
+    held_out: Sequence[transforms.Record]
+
+
+def open_members(config: ml_collections.ConfigDict, stage: Stage) -> list[Member]:
+    """The token datasets that a language model's config names.
+
+    Raises:
+      UserError: one that is missing, does not fit the stage, or was made by other tokenizers than the first.
+    """
+    members: list[Member] = []
+    for data_dir, rate in _data_dirs(config):
+        dataset = TokenDataset(data_dir)
+        dataset.metadata.check_stage(config.stage, data_dir)
+        for name in ("codec", "semantic_tokenizer"):
+            if members and getattr(dataset.metadata, name) != getattr(members[0].dataset.metadata, name):
+                advice = "tokenize all members of a mixture with the same parts"
+                raise UserError(f"tokens of another {name} than the mixture's first member", data_dir, advice)
+        if "train" not in dataset.splits:
+            raise UserError("no training split", data_dir, "tokenize recordings whose split is train")
+        training = TokenExamples(dataset, stage, config.seed, config.packing)
+        held_out = dataset.source("validation") if "validation" in dataset.splits else []
+        members.append(Member(dataset, rate, training, held_out))
+    return members
+
+
 class TokenInput:
-    """Batches of `data.transforms` examples for the language models.
+    """Batches of `data.transforms` examples for the language models, from one token dataset or a mixture of several.
+
+    Members take turns in fixed proportion; each is shuffled anew every epoch of its own.
 
     Attributes:
       tokens: the token dataset's metadata (`data.token_dataset.TokenMetadata`) as a dictionary.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, stage: Stage):
-        dataset = TokenDataset(_data_dir(config))
-        self._dataset = dataset
-        dataset.metadata.check_stage(config.stage, config.data_dir)
-        self.tokens = dataclasses.asdict(dataset.metadata)
         self._config, self._stage = config, stage
-        if "train" not in dataset.splits:
-            raise UserError("no training split", config.data_dir, "tokenize recordings whose split is train")
-        self._train = dataset.source("train")
-        self._held_out = dataset.source("validation") if "validation" in dataset.splits else []
-
-    def _example(self, record: dict[str, Any], rng: np.random.Generator) -> Example:
-        return transforms.example(record, self._stage, rng)
+        self._members = open_members(config, stage)
+        metadata = [member.dataset.metadata for member in self._members]
+        rates = np.array([member.rate for member in self._members])
+        # Tokens that de-duplication keeps, of as many frames as the rates say.
+        kept = rates @ [1 / each.mean_run_length for each in metadata]
+        mixed = dataclasses.replace(metadata[0], mean_run_length=float(rates.sum() / kept))
+        self.tokens = dataclasses.asdict(mixed)
 
     def training(self, rows: np.ndarray) -> grain.DatasetIterator:
-        seed = self._config.seed
-        if self._config.packing:
-            packed = packing.PackedSource(self._train, self._dataset.num_frames("train"), self._stage, seed)
-            dataset = grain.MapDataset.source(packed).seed(seed).shuffle().repeat().random_map(packed.example)
-        else:
-            dataset = grain.MapDataset.source(self._train).seed(seed).shuffle().repeat().random_map(self._example)
-        return _iterate(_batches(dataset, self._config.batch_size, rows), self._config)
+        streams = [
+            _epochs(member.training).seed(self._config.seed + number).shuffle().repeat()
+            for number, member in enumerate(self._members)
+        ]
+        mixed = grain.MapDataset.mix(streams, [member.rate for member in self._members])
+        return _iterate(_batches(mixed, self._config.batch_size, rows), self._config)
 
     def evaluation(self, rows: np.ndarray) -> Iterator[Example]:
         windows = (
             window
-            for index in range(len(self._held_out))
-            for window in transforms.windows(self._held_out[index], self._stage)
+            for member in self._members
+            for index in range(len(member.held_out))
+            for window in transforms.windows(member.held_out[index], self._stage)
         )
         encode = functools.partial(transforms.encode, stage=self._stage)
         return _evaluation_batches(windows, encode, self._config.batch_size, rows)
 
 
+def _epochs(examples: TokenExamples) -> grain.MapDataset:
+    """Epoch behind epoch, in order: position p is element p mod n of epoch p // n."""
+    size = len(examples)
+    elements = grain.MapDataset.range(size)
+    return elements.map_with_index(lambda position, index: examples.example(index, position // size))
+
+
+def _data_dirs(config: ml_collections.ConfigDict) -> list[tuple[str, float]]:
+    """A language model's token datasets and their rates."""
+    data_dirs, rates = (config.mixture.data_dirs, config.mixture.rates) if "mixture" in config else ((), ())
+    if not data_dirs and not rates:
+        return [(_data_dir(config), 1.0)]
+    if config.data_dir:
+        raise UserError("both a dataset and a mixture", f"config.data_dir={config.data_dir}", "give one of them")
+    if len(rates) != len(data_dirs) or not all(isinstance(rate, int | float) and rate > 0 for rate in rates):
+        where = f"config.mixture.rates={rates}"
+        raise UserError("not a rate above 0 for each member", where, f"give {len(data_dirs)} numbers")
+    return [(_local(path, "config.mixture.data_dirs"), rate) for path, rate in zip(data_dirs, rates, strict=True)]
+
+
 def _data_dir(config: ml_collections.ConfigDict) -> str:
     if not config.data_dir:
         raise UserError("no training data", "config.data_dir", "give --config.data_dir=PATH")
-    if not files.is_local(config.data_dir):
+    return _local(config.data_dir, "config.data_dir")
+
+
+def _local(data_dir: str, field: str) -> str:
+    if not files.is_local(data_dir):
         # ArrayRecord's reader and libsndfile open files only.
         advice = "mount the bucket with gcsfuse (launch/tpu_pod.sh and gke.sh do: --bucket) and give that path"
-        raise UserError("training data must lie in a file system", f"config.data_dir={config.data_dir}", advice)
-    return config.data_dir
+        raise UserError("training data must lie in a file system", f"{field}={data_dir}", advice)
+    return data_dir
 
 
 class _Rows(grain.MapDataset):

@@ -28,8 +28,8 @@ from audiolm_jax.training.watch import Watch
 CONFIG_FILE = "config.json"
 # What may differ between a run and its resumption; see `check_resumable`.
 MAY_CHANGE = (
-    "mesh.", "input.", "profile.", "num_train_steps", "data_dir", "init_from", "max_eval_batches", "keep_checkpoints",
-    "keep_best_checkpoints", "max_skipped_steps", "model.attention", "model.unrolled_layers",
+    "mesh.", "input.", "profile.", "num_train_steps", "data_dir", "mixture.data_dirs", "init_from", "max_eval_batches",
+    "keep_checkpoints", "keep_best_checkpoints", "max_skipped_steps", "model.attention", "model.unrolled_layers",
 )  # fmt: skip
 
 

@@ -229,7 +229,7 @@ def test_a_bundle_on_it_works_from_end_to_end(part, tmp_path):
         assert len(record["acoustic"]) == model.codec.num_frames(int(record["num_samples"]))
         for name in ("coarse", "fine"):
             stage = stage_from_config(read_part(parts / name).config)
-            example = transforms.example(record, stage, np.random.default_rng(0))
+            example = transforms.encode(transforms.crop(record, stage, seed=0, epoch=0), stage)
             assert example["decoder_loss_weights"].sum() > 40
     # Two prompts of different length, longer than the crops, and each row is what its codes alone sound like.
     wave_BW, lengths_B = waves(2, 17_000), np.array([17_000, 12_345])

@@ -8,10 +8,10 @@ from audiolm_jax.data import token_dataset
 from tests import tiny
 
 
-def write(folder, metadata):
+def write(folder, metadata, seed=0):
     """Writes 20 training and 4 validation records; returns the folder."""
     folder.mkdir(parents=True)
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     lengths, frames = {}, {}
     for split, count in (("train", 20), ("validation", 4)):
         records = [
