@@ -28,8 +28,8 @@ from audiolm_jax.lm.stages import Stage
 def register(recipe: str, overrides: Sequence[str] = ()) -> seqio.Task | seqio.Mixture:
     """Adds what `audiolm train --config=RECIPE OVERRIDES` trains on to seqio's registry, as `audiolm_RECIPE`.
 
-    Where the config names a mixture, that is a Mixture of the Tasks `audiolm_RECIPE_0`, `audiolm_RECIPE_1`, …. The split
-    `train` has a random crop (with packing, a row of them) of each record in each epoch, `validation` all of each record.
+    Where the config names a mixture, that is a Mixture of the Tasks `audiolm_RECIPE_0`, `audiolm_RECIPE_1`, …. In the
+    split `train` is a random crop of each record in each epoch (with packing, a row of them), in `validation` all of it.
 
     Args:
       recipe: a language model's: the name of a shipped recipe, or a file.
@@ -85,42 +85,38 @@ def _elements(sizes: dict[str, int], split: str, shuffle_files: bool, seed: int 
 def _examples(dataset: tf.data.Dataset, member: Member, stage: Stage) -> tf.data.Dataset:
     """Numbers of elements, over any number of epochs -> examples."""
 
-    def crop(element: dict[str, np.ndarray]) -> list[Example]:
-        return [member.training.example(int(element["index"]), int(element["epoch"]))]
+    def crop(index: int, epoch: int) -> list[Example]:
+        return [member.training.example(index, epoch)]
 
-    def windows(element: dict[str, np.ndarray]) -> list[Example]:
-        record = member.held_out[int(element["index"])]
-        return [transforms.encode(window, stage) for window in transforms.windows(record, stage)]
+    def windows(index: int) -> list[Example]:
+        return [transforms.encode(window, stage) for window in transforms.windows(member.held_out[index], stage)]
 
     if "order" in dataset.element_spec:
-        return _mapped(_with_epochs(dataset), crop, member.training.example(0, 0))
-    return _mapped(dataset, windows, windows({"index": np.int64(0)})[0])
+        return _mapped(_with_epochs(dataset), crop, crop(0, 0)[0])
+    return _mapped(dataset, windows, windows(0)[0])
 
 
 def _with_epochs(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Adds "epoch": one begins where "order", which only grows within an epoch (of a shard, too), does not grow."""
+    """ "order" -> "epoch": one begins where the order, which grows within an epoch (of a shard, too), does not grow."""
 
     def count(before, element):
         last, epoch = before
         epoch += tf.cast(element["order"] <= last, tf.int64)
-        return (element["order"], epoch), {**element, "epoch": epoch}
+        return (element["order"], epoch), {"index": element["index"], "epoch": epoch}
 
     return dataset.scan((tf.constant(tf.int64.max, tf.int64), tf.constant(-1, tf.int64)), count)
 
 
-def _mapped(
-    dataset: tf.data.Dataset, function: Callable[[dict[str, np.ndarray]], list[Example]], like: Example
-) -> tf.data.Dataset:
-    """The examples that a NumPy function makes of each element, all with the arrays of `like`."""
+def _mapped(dataset: tf.data.Dataset, function: Callable[..., list[Example]], like: Example) -> tf.data.Dataset:
+    """The examples that a function in NumPy makes of the numbers in each element, all with the arrays of `like`."""
 
-    def in_numpy(*values: np.ndarray) -> list[np.ndarray]:
-        examples = function(dict(zip(dataset.element_spec, values, strict=True)))
+    def in_numpy(*numbers: np.ndarray) -> list[np.ndarray]:
+        examples = function(**dict(zip(dataset.element_spec, map(int, numbers), strict=True)))
         return [np.stack([example[name] for example in examples]) for name in like]
 
     def in_graph(element: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        arrays = tf.numpy_function(
-            in_numpy, [element[name] for name in dataset.element_spec], [array.dtype for array in like.values()]
-        )
+        numbers = [element[name] for name in dataset.element_spec]
+        arrays = tf.numpy_function(in_numpy, numbers, [array.dtype for array in like.values()])
         return {
             name: tf.ensure_shape(array, (None, *like[name].shape)) for name, array in zip(like, arrays, strict=True)
         }

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -19,17 +20,15 @@ from tests import tiny
 METADATA = token_dataset.TokenMetadata("c" * 8, "s" * 8, 64, 32, 6, 25, 50, 16000, 1.5)
 
 
-@pytest.fixture(scope="module")
-def tokens(tmp_path_factory):
-    """A dataset of 23 + 5 records whose semantic tokens count up from the record's number."""
-    folder = tmp_path_factory.mktemp("tokens")
+def write(folder, splits, metadata, code=lambda i: i):
+    """Record i has 10 + i frames; its semantic tokens count up from i and its acoustic ones are `code(i)`."""
     lengths, frames = {}, {}
-    for split, count in (("train", 23), ("validation", 5)):
+    for split, count in splits:
         records = [
             {
                 "id": f"{split}/{i}",
                 "semantic": (np.arange(10 + i) + i).astype(np.int32) % 64,
-                "acoustic": np.full((2 * (10 + i), 6), i, np.int32),
+                "acoustic": np.full((2 * (10 + i), 6), code(i), np.int32),
                 "num_samples": 640 * (10 + i),
                 "speaker": "s",
                 "is_end": True,
@@ -39,14 +38,46 @@ def tokens(tmp_path_factory):
         token_dataset.write_shard(folder / token_dataset.shard_name(split, 0, 1), records, 6)
         lengths[split] = [count]
         frames[split] = [len(record["semantic"]) for record in records]
-    token_dataset.write_info(folder, lengths, frames, METADATA)
+    token_dataset.write_info(folder, lengths, frames, metadata)
     return str(folder)
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory):
+    """A dataset of 23 + 5 records."""
+    return write(tmp_path_factory.mktemp("tokens"), (("train", 23), ("validation", 5)), METADATA)
+
+
+@pytest.fixture(scope="module")
+def other_tokens(tokens, tmp_path_factory):
+    """A dataset of 7 + 2 records, whose acoustic tokens are 31, 30, …."""
+    return write(tmp_path_factory.mktemp("other"), (("train", 7), ("validation", 2)), METADATA, lambda i: 31 - i)
 
 
 def config_of(tokens, stage="coarse", **fields):
     config = tiny_language_model_config(stage)
     config.update({"data_dir": tokens, "batch_size": 4, **fields})
     return config
+
+
+def mixture_of(*folders, stage="coarse", rates, **fields):
+    config = config_of("", stage, **fields)
+    config.mixture.update({"data_dirs": folders, "rates": rates})
+    return config
+
+
+def rows_of(batches):
+    """The rows of batches, one behind the other."""
+    for batch in batches:
+        for row in range(len(batch["decoder_input_tokens"])):
+            yield {name: array[row] for name, array in batch.items()}
+
+
+def records_in(row):
+    """Which records a row of the coarse stage holds, told by the first acoustic token of each."""
+    targets, counts = row["decoder_target_tokens"], row["decoder_loss_weights"] > 0
+    segments = row.get("decoder_segment_ids", counts.astype(int))
+    return [int(targets[counts & (segments == number)][0]) - 3 - 64 for number in range(1, segments.max() + 1)]
 
 
 def token_input(config):
@@ -61,27 +92,30 @@ def test_records_survive_the_round_trip(tokens):
     assert record["acoustic"].shape == (34, 6) and record["is_end"]
 
 
-def test_position_resumes_exactly(tokens):
-    batches = token_input(config_of(tokens)).training(np.arange(4))
-    for _ in range(9):
+@pytest.mark.parametrize("kind", ["alone", "packed", "mixture"])
+def test_position_resumes_exactly_from_any_step(kind, tokens, other_tokens):
+    fields = {"batch_size": 2, "packing": kind == "packed"}
+    config = config_of(tokens, **fields)
+    if kind == "mixture":
+        config = mixture_of(tokens, other_tokens, rates=(0.3, 1), **fields)
+    config.stage.crop_seconds = 0.6
+    batches = token_input(config).training(np.arange(2))
+    stop = int(np.random.default_rng().integers(1, 200))
+    for _ in range(stop):
         next(batches)
-    position = batches.get_state()
-    expected = [next(batches) for _ in range(12)]
-    again = token_input(config_of(tokens)).training(np.arange(4))
+    position = json.loads(json.dumps(batches.get_state()))
+    expected = [next(batches) for _ in range(100)]
+    again = token_input(config).training(np.arange(2))
     again.set_state(position)
-    for batch in expected:
+    for step, batch in enumerate(expected, stop):
         for name, array in next(again).items():
-            np.testing.assert_array_equal(array, batch[name])
+            np.testing.assert_array_equal(array, batch[name], err_msg=f"step {step}")
 
 
 def test_an_epoch_holds_every_record_once(tokens):
-    config = config_of(tokens, batch_size=1)
-    batches = token_input(config).training(np.arange(1))
-    first = [
-        int(b["decoder_target_tokens"][0][b["decoder_loss_weights"][0] > 0][0]) for b in itertools.islice(batches, 46)
-    ]
-    assert sorted(first[:23]) == sorted(first[23:]) and len(set(first[:23])) == 23
-    assert first[:23] != first[23:]
+    rows = rows_of(token_input(config_of(tokens, batch_size=1)).training(np.arange(1)))
+    seen = [records_in(row)[0] for row in itertools.islice(rows, 46)]
+    assert sorted(seen[:23]) == sorted(seen[23:]) == list(range(23)) and seen[:23] != seen[23:]
 
 
 def test_a_batch_does_not_depend_on_how_many_processes_read_it(tokens):
@@ -91,6 +125,85 @@ def test_a_batch_does_not_depend_on_how_many_processes_read_it(tokens):
     for batch, first, second in zip(whole, *shares, strict=True):
         for name, array in batch.items():
             np.testing.assert_array_equal(array, np.concatenate([first[name], second[name]]))
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_two_hosts_and_then_one_see_every_record_of_an_epoch_once(tokens, packing):
+    config = config_of(tokens, packing=packing, batch_size=2)
+    config.stage.crop_seconds = 2.0
+    source = token_input(config)
+    first_epoch = []
+    for row in rows_of(source.training(np.arange(2))):
+        first_epoch.append(records_in(row))
+        if sum(map(len, first_epoch)) == 23:
+            break
+    num_rows = len(first_epoch)
+    assert num_rows == 23 if not packing else num_rows < 15
+    for stop in range(1, num_rows // 2):
+        hosts = [source.training(np.array([row])) for row in range(2)]
+        by_host = [[records_in(row) for row in rows_of(itertools.islice(host, stop))] for host in hosts]
+        positions = [json.loads(json.dumps(host.get_state())) for host in hosts]
+        assert positions[0] == positions[1]
+        alone = token_input(config).training(np.arange(2))
+        alone.set_state(positions[0])
+        rest = [records_in(row) for row in itertools.islice(rows_of(alone), num_rows - 2 * stop)]
+        seen = sum([*by_host[0], *by_host[1], *rest], [])
+        assert sorted(seen) == list(range(23))
+
+
+def test_members_of_a_mixture_take_turns_each_through_its_own_epochs(tokens, other_tokens):
+    config = mixture_of(tokens, other_tokens, rates=(3, 1), batch_size=4)
+    # Acoustic tokens up to 22 are the one's, the others the other's.
+    rows = [records_in(row)[0] for row in itertools.islice(rows_of(token_input(config).training(np.arange(4))), 92)]
+    first, second = [code for code in rows if code < 23], [code for code in rows if code >= 23]
+    assert all(sum(code >= 23 for code in rows[i : i + 4]) == 1 for i in range(0, 92, 4))
+    assert len(first) == 3 * 23 and len(second) == 23
+    for epoch in range(3):
+        assert sorted(first[23 * epoch : 23 * (epoch + 1)]) == list(range(23))
+        assert sorted(second[7 * epoch : 7 * (epoch + 1)]) == list(range(25, 32))
+    assert first[:23] != first[23:46] and second[:7] != second[7:14]
+
+
+def test_a_mixture_holds_out_the_records_of_every_member(tokens, other_tokens):
+    config = mixture_of(tokens, other_tokens, rates=(1000, 1))
+    rows = [row for row in rows_of(token_input(config).evaluation(np.arange(4))) if row["valid_B"]]
+    assert [records_in(row)[0] for row in rows] == [0, 1, 2, 3, 4, 31, 30]
+
+
+def test_metadata_of_a_mixture_weighs_its_members(tokens, tmp_path):
+    other = write(tmp_path, (("train", 2),), dataclasses.replace(METADATA, mean_run_length=3.0))
+    mixed = token_input(mixture_of(tokens, other, rates=(3, 1))).tokens
+    # Of four frames three keep two tokens, one keeps a third.
+    assert mixed.pop("mean_run_length") == pytest.approx(4 / (2 + 1 / 3))
+    expected = dataclasses.asdict(METADATA)
+    del expected["mean_run_length"]
+    assert mixed == expected
+
+
+def test_mixtures_that_contradict_themselves_are_refused(tokens, other_tokens, tmp_path):
+    cases = {
+        "config.mixture.rates=(1,); give 2 numbers": mixture_of(tokens, other_tokens, rates=(1,)),
+        "config.mixture.rates=(1, 0); give 2 numbers": mixture_of(tokens, other_tokens, rates=(1, 0)),
+        "config.mixture.rates=(1, 'much'); give 2 numbers": mixture_of(tokens, other_tokens, rates=(1, "much")),
+        "both a dataset and a mixture: config.data_dir=x": mixture_of(tokens, rates=(1,), data_dir="x"),
+        "no token dataset: nowhere": mixture_of(tokens, "nowhere", rates=(1, 1)),
+        "config.mixture.data_dirs=gs://lab/tokens; mount": mixture_of(tokens, "gs://lab/tokens", rates=(1, 1)),
+    }
+    for name in ("codec", "semantic_tokenizer"):
+        folder = tmp_path / name
+        folder.mkdir()
+        write(folder, (("train", 2),), dataclasses.replace(METADATA, **{name: "other"}))
+        message = f"tokens of another {name} than the mixture's first member: {folder}"
+        cases[message] = mixture_of(tokens, str(folder), rates=(1, 1))
+    small = tmp_path / "small"
+    small.mkdir()
+    write(small, (("train", 2),), dataclasses.replace(METADATA, num_clusters=32))
+    cases[f"config.stage.num_clusters=64 but the tokens have 32: {small}"] = mixture_of(
+        tokens, str(small), rates=(1, 1)
+    )
+    for message, config in cases.items():
+        with pytest.raises(UserError, match=re.escape(message)):
+            token_input(config)
 
 
 def test_processes_evaluate_the_same_number_of_batches(tokens):
@@ -107,23 +220,16 @@ def test_processes_evaluate_the_same_number_of_batches(tokens):
 
 
 def test_packed_rows_hold_every_record_once_an_epoch(tokens):
-    config = config_of(tokens, batch_size=1, packing=True)
-    source = token_input(config)
-    rows = list(itertools.islice(source.training(np.arange(1)), 60))
-    alone = [int(row["decoder_segment_ids"].max()) for row in rows]
-    assert max(alone) > 1
-    seen, epochs = [], []
-    for row in rows:
-        segments, targets = row["decoder_segment_ids"][0], row["decoder_target_tokens"][0]
-        weights = row["decoder_loss_weights"][0]
-        for segment in range(1, segments.max() + 1):
-            mine = segments == segment
-            assert row["decoder_input_tokens"][0][mine][0] == 0
-            seen.append(int(targets[mine & (weights > 0)][0]))
-        if len(seen) == 23:
-            epochs.append(sorted(seen))
-            seen = []
-    assert len(epochs) >= 3 and len(set(epochs[0])) == 23 and epochs[0] == epochs[1]
+    rows = rows_of(token_input(config_of(tokens, batch_size=1, packing=True)).training(np.arange(1)))
+    first_row, seen = next(rows), []
+    segments = first_row["decoder_segment_ids"]
+    starts = np.flatnonzero(np.diff(segments, prepend=0) > 0)
+    assert len(starts) > 1 and not first_row["decoder_input_tokens"][starts].any()
+    for row in itertools.chain([first_row], rows):
+        seen += records_in(row)
+        if len(seen) >= 3 * 23:
+            break
+    assert len(seen) == 3 * 23 and all(sorted(seen[i : i + 23]) == list(range(23)) for i in (0, 23, 46))
 
 
 def test_evaluation_reads_everything_once(tokens):

@@ -145,7 +145,7 @@ def codes_in(tokens, segment, offset):
 
 
 def streams_in(inputs, targets, stage):
-    """The streams of one packed sequence, condition and target, each as codes, and whether it ends: `pack`'s inverse."""
+    """Condition and target of one packed sequence, each as codes, and whether it ends: the inverse of `pack`."""
     tokens = np.append(inputs[:1], targets)
     assert tokens[0] == BOS
     np.testing.assert_array_equal(inputs[1:], tokens[1:-1])

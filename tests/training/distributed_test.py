@@ -1,6 +1,7 @@
 """Runs of several processes, and runs that move to other devices: the same figures as one process alone."""
 
 import itertools
+import json
 import random
 import shutil
 import signal
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from audiolm_jax.data.token_dataset import TokenDataset
 from audiolm_jax.parts import read_part
 from audiolm_jax.training.checkpoint import FOLDER, find_checkpoint
 from audiolm_jax.training.metrics import read_metrics
@@ -114,6 +116,36 @@ def test_sigterm_to_one_of_two_saves_and_exits_143_in_both(data, tmp_path):
     finish(processes, 143)
     saved = int(find_checkpoint(tmp_path / "w").name)
     assert read_metrics(tmp_path / "w")[-1]["step"] == saved
+
+
+def test_two_processes_and_then_one_train_on_every_record_of_an_epoch_once(data, tmp_path):
+    source = TokenDataset(data["tokens"]).source("train")
+    # Crops longer than any record: what is trained on tells the record.
+    record_of = {tuple(3 + source[index]["semantic"]): index for index in range(len(source))}
+    fields = {**FIELDS, "stage.crop_seconds": 7.0, "stage.deduplicate": False}
+
+    def recorded(folder, steps):
+        (tmp_path / folder).mkdir()
+        arguments = command("semantic", data, tmp_path / "w", **{**fields, "num_train_steps": steps})
+        return [*arguments[:2], "tests.training.recorded_run", str(tmp_path / folder), *arguments[3:]]
+
+    finish(start_two(recorded("two", 2)))
+    alone = run(recorded("one", 9))
+    assert alone.returncode == 0, alone.stderr[-3000:]
+    batches = []
+    for folder, count in (("two", 2), ("one", 1)):
+        files = [path.read_text().splitlines() for path in (tmp_path / folder).iterdir()]
+        assert len(files) == count
+        for lines in zip(*files, strict=True):
+            shares = [dict(zip(*json.loads(line).values(), strict=True)) for line in lines]
+            # No row of a batch is in two processes.
+            assert sorted(row for share in shares for row in share) == [0, 1, 2, 3]
+            batches += [sequences for _, sequences in sorted(pair for share in shares for pair in share.items())]
+    seen = [[record_of[tuple(tokens[:-1])] for tokens in row] for row in batches]
+    flat = list(itertools.chain(*seen))
+    assert max(map(len, seen)) > 1 and len(flat) > 3 * 20
+    for epoch in range(len(flat) // 20):
+        assert sorted(flat[20 * epoch : 20 * (epoch + 1)]) == list(range(20))
 
 
 def test_checkpoint_of_eight_devices_continues_on_one_and_on_four(data, tmp_path):

@@ -167,3 +167,11 @@ def test_a_field_that_an_earlier_version_did_not_know_stops_no_run_while_it_is_o
     on = {"config": {"seed": 0, "model": {"embed_dim": 16, "prefix_attention": True}}, "tokens": None}
     with pytest.raises(UserError, match="prefix_attention was None, now True"):
         check_resumable(before, on, "runs/x")
+
+
+def test_members_of_a_mixture_may_move_between_runs_but_their_rates_stay():
+    paths = {"data_dirs": ["a", "b"], "rates": [3, 1]}
+    before = {"config": {"mixture": paths}, "tokens": None}
+    check_resumable(before, {"config": {"mixture": {**paths, "data_dirs": ["c", "d"]}}, "tokens": None}, "runs/x")
+    with pytest.raises(UserError, match=r"config.mixture.rates was \(3, 1\), now \(1, 1\)"):
+        check_resumable(before, {"config": {"mixture": {**paths, "rates": [1, 1]}}, "tokens": None}, "runs/x")
