@@ -29,7 +29,7 @@ def register(recipe: str, overrides: Sequence[str] = ()) -> seqio.Task | seqio.M
     """Adds what `audiolm train --config=RECIPE OVERRIDES` trains on to seqio's registry, as `audiolm_RECIPE`.
 
     Where the config names a mixture, that is a Mixture of the Tasks `audiolm_RECIPE_0`, `audiolm_RECIPE_1`, …. In the
-    split `train` is a random crop of each record in each epoch (with packing, a row of them), in `validation` all of it.
+    split `train` is a random crop of each record in each epoch (with packing, rows of them), in `validation` all of it.
 
     Args:
       recipe: a language model's: the name of a shipped recipe, or a file.
