@@ -9,10 +9,10 @@ A step has batch_size · sequence_length tokens. What 16 TPU v4 at 50 % utilisat
     16 · 275e12 FLOP/s · 0.5 / (FLOPs of a step) · (tokens of a step)
 
 where the FLOPs are those of the matrix products of forward and backward pass (`training.step.model_flops`): six times
-the parameters in them times the tokens, and attention. A host of v4 has four chips, so each feeds a quarter of that. The
-throughput is of the whole pipeline, from files to batches, over utterances as long as Libri-Light's segments, on one
-core: by the clock, and by the processor time taken, which other programs disturb less. Start-up is from the config to
-the first batch, without imports. Prints a table each.
+the parameters in them times the tokens, and attention. A host of v4 has four chips, so each feeds a quarter of that.
+The throughput is of the whole pipeline, from files to batches, over utterances as long as Libri-Light's segments, on
+one core: by the clock, and by the processor time taken, which other programs disturb less. Start-up is from the config
+to the first batch, without imports. Prints a table each.
 """
 
 import argparse
