@@ -28,6 +28,11 @@ def test_rows_are_nearly_full():
     assert not np.array_equal(row_of, packing.plan(lengths, 1000, 1))
 
 
+def test_two_records_that_fill_a_row_share_it():
+    row_of = packing.plan(np.full(100, 500), 1000, 0)
+    np.testing.assert_array_equal(np.bincount(row_of), np.full(50, 2))
+
+
 def test_rows_hold_each_record_once_and_fit_the_stage():
     stage = make_stage(
         "coarse", num_clusters=8, codebook_size=16, num_quantizers=3, num_coarse_quantizers=2, semantic_rate=25,
