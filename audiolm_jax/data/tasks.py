@@ -97,7 +97,7 @@ def _examples(dataset: tf.data.Dataset, member: Member, stage: Stage) -> tf.data
 
 
 def _with_epochs(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """ "order" -> "epoch": one begins where the order, which grows within an epoch (of a shard, too), does not grow."""
+    """Tells epochs from "order": one begins where it, which grows within an epoch (of a shard, too), does not grow."""
 
     def count(before, element):
         last, epoch = before
