@@ -429,10 +429,13 @@ def _add_bundle(command):
         "Put the trained parts into one self-contained folder.",
         "Parts that do not belong together are refused by name.",
     )
+    no_need = {
+        "fine": " (none where the coarse stage predicts every level)",
+        **dict.fromkeys(("semantic_tokenizer", "semantic"), " (none where the coarse stage has no semantic condition)"),
+    }
     for role in ("codec", "semantic_tokenizer", *STAGES):
-        needed = "" if role != "fine" else " (none where the coarse stage predicts every level)"
-        text = f"training workdir, checkpoint or export{needed}"
-        added.add_argument(f"--{role}", required=role != "fine", metavar="DIR", help=text)
+        text = f"training workdir, checkpoint or export{no_need.get(role, '')}"
+        added.add_argument(f"--{role}", required=role not in no_need, metavar="DIR", help=text)
     added.add_argument("--output", required=True, metavar="DIR", help="new folder of the bundle")
 
 
