@@ -140,6 +140,8 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_compile(command)
     _add_sweep(command)
     _add_tokenizing(command)
+    _add_inspect(command)
+    _add_render(command)
     _add_codec(command)
     _add_bundle(command)
     _add_generate(command)
@@ -358,6 +360,49 @@ def _tokenize(options, _):
     from audiolm_jax import commands
 
     commands.tokenize(options.codec, options.semantic_tokenizer, options.input, options.output)
+
+
+def _add_inspect(command):
+    added = command(
+        "inspect",
+        _inspect,
+        "Look at a token dataset: inspection.json and report.html.",
+        "Counts, hours and lengths; how often tokens come, repeat and are left unused; entropies, and the unigram and\n"
+        "bigram cross-entropies that a language model must beat, fitted on train and measured on validation.\n"
+        "With --codec a few records are decoded, to be heard. Memory does not grow with the number of records.",
+    )
+    added.add_argument("dataset", metavar="DATASET", help="made by `audiolm tokenize`")
+    added.add_argument("--codec", metavar="DIR", help="the codec that made the tokens: workdir, checkpoint or export")
+    added.add_argument("--num_examples", type=int, default=5, metavar="n", help="records to decode (default: 5)")
+    added.add_argument("--seed", type=int, default=0, help="of the choice of examples (default: 0)")
+    added.add_argument("--output", required=True, metavar="DIR", help="new folder of the results")
+
+
+def _inspect(options, _):
+    from audiolm_jax.evaluation.inspection import inspect
+
+    inspect(options.dataset, options.output, options.codec, options.num_examples, options.seed)
+
+
+def _add_render(command):
+    added = command(
+        "render",
+        _render,
+        "MIDI to recordings of a sampled piano (FluidSynth), for tests and demos without real ones.",
+        "Writes OUTPUT/rendered/NAME.flac and OUTPUT/manifest.jsonl, an input of every other command. Ids begin with\n"
+        "rendered/ and rows say so, to keep them apart from recordings. On Debian:\n"
+        "  apt-get install fluidsynth timgm6mb-soundfont",
+    )
+    added.add_argument("--midi", required=True, metavar="PATH", help="a MIDI file, or a folder, searched recursively")
+    added.add_argument("--soundfont", metavar="SF2", help="the instrument (default: what Debian's packages install)")
+    added.add_argument("--output", required=True, metavar="DIR", help="new folder of the recordings")
+
+
+def _render(options, _):
+    from audiolm_jax.render import render
+    from audiolm_jax.training.loop import report
+
+    render(options.midi, options.output, options.soundfont, report)
 
 
 def _add_codec(command):
