@@ -2,7 +2,8 @@
 
 import numpy as np
 
-PENDING = 2**20
+# Pairs that wait to be counted together, where fewer different ones are known.
+PENDING = 2**16
 
 
 def entropy(counts_K: np.ndarray) -> float:
@@ -49,7 +50,7 @@ class Bigram:
     def hold_out(self, first_P: np.ndarray, second_P: np.ndarray):
         """Takes P held-out pairs."""
         self._pending.append(first_P.astype(np.int64) * self._num_tokens + second_P)
-        if sum(map(len, self._pending)) > PENDING:
+        if sum(map(len, self._pending)) > max(PENDING, len(self._keys)):
             self._merge()
 
     def _merge(self):

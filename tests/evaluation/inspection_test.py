@@ -205,7 +205,10 @@ class _Generated:
         return Source()
 
 
-def test_memory_does_not_grow_with_the_records():
+def test_memory_does_not_grow_with_the_records(monkeypatch):
+    monkeypatch.setattr(inspection, "STRETCH_FRAMES", 4000)
+    monkeypatch.setattr(token_statistics, "PENDING", 4000)
+
     def peak(count):
         tracemalloc.start()
         try:
