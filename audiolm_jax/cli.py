@@ -145,6 +145,7 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_codec(command)
     _add_bundle(command)
     _add_generate(command)
+    _add_compare(command)
     _add_evaluate(command)
     return parser
 
@@ -551,6 +552,23 @@ def _generate(options, _):
             sampling={s: {name: setting(name, s) for name in ("temperature", "top_k", "top_p")} for s in STAGES},
         )
     )
+
+
+def _add_compare(command):
+    added = command(
+        "compare",
+        _compare,
+        "Hear what several runs of `generate` made of the same prompts: one page, side by side.",
+        "  audiolm compare runs/continuations runs/acoustic_continuations --output=runs/comparison",
+    )
+    added.add_argument("runs", nargs="+", metavar="RUN", help="folder that `audiolm generate` wrote")
+    added.add_argument("--output", required=True, metavar="DIR", help="new folder of report.html")
+
+
+def _compare(options, _):
+    from audiolm_jax.evaluation.comparison import compare
+
+    compare(options.runs, options.output)
 
 
 def _add_evaluate(command):
