@@ -66,10 +66,8 @@ def streams(records: Sequence[Record]) -> dict[str, Stream]:
 
 
 def _joined(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    joined_T = np.concatenate(rows)
-    starts_T = np.zeros(len(joined_T), bool)
-    starts_T[np.cumsum([0, *map(len, rows[:-1])])[[len(row) > 0 for row in rows]]] = True
-    return joined_T, starts_T
+    """Rows one behind the other, and a mask of each one's first element."""
+    return np.concatenate(rows), np.concatenate([np.arange(len(row)) == 0 for row in rows])
 
 
 def vocabularies(metadata: TokenMetadata) -> dict[str, int]:
@@ -236,7 +234,7 @@ def inspect(dataset: str, output: str, codec: str | None, num_examples: int, see
     clips = _examples(tokens, codec, num_examples, seed) if codec is not None else {}
     results = {"seed": seed, **results, "examples": list(clips)}
     with files.new_folder(output) as scratch:
-        (scratch / "inspection.json").write_text(json.dumps(_without_nan(results), indent=1) + "\n")
+        (scratch / "inspection.json").write_text(json.dumps(_without_nan(results)) + "\n")
         (scratch / "report.html").write_text(_page(dataset, results, clips))
     print(f"report: {output}/report.html")
 
