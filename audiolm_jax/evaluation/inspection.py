@@ -16,6 +16,8 @@ import numpy as np
 import tqdm
 
 from audiolm_jax import bundle, files
+from audiolm_jax.codec.codec import Codec
+from audiolm_jax.codec.streaming import ChunkDecoder
 from audiolm_jax.data.token_dataset import TokenDataset, TokenMetadata
 from audiolm_jax.errors import UserError
 from audiolm_jax.evaluation import token_statistics as statistics
@@ -172,7 +174,7 @@ def measure(dataset: TokenDataset) -> dict[str, Any]:
                     (bigram.hold_out if split == HELD_OUT else bigram.fit)(*pairs)
     return {
         "metadata": dataclasses.asdict(dataset.metadata),
-        "splits": {split: found.results() for split, found in splits.items()},
+        "splits": {split: splits[split].results() for split in dataset.splits if split in splits},
         "baselines": _baselines(splits, bigrams) if {TRAIN, HELD_OUT} <= set(splits) else None,
     }
 
@@ -250,11 +252,20 @@ def _examples(tokens: TokenDataset, codec: str, num_examples: int, seed: int) ->
         which = int(np.searchsorted(ends, index, side="right"))
         split, size = places[which]
         record = tokens.source(split)[int(index - (ends[which] - size))]
-        frames = math.ceil(EXAMPLE_SECONDS * model.frame_rate)
-        wave_W = np.asarray(model.decode(record["acoustic"][None, :frames]))[0, : int(record["num_samples"])]
+        wave_W = _decode(model, record["acoustic"])[: int(record["num_samples"])]
         name = record["id"].decode() if isinstance(record["id"], bytes) else str(record["id"])
         clips[name] = Clip(f"{name} ({split})", wave_W, model.sample_rate)
     return clips
+
+
+def _decode(model: Codec, codes_TQ: np.ndarray) -> np.ndarray:
+    """The first `EXAMPLE_SECONDS` of codes as samples; whatever their number, by one compiled program."""
+    frames = math.ceil(EXAMPLE_SECONDS * model.frame_rate)
+    codes_TQ = codes_TQ[:frames]
+    padded_TQ = np.pad(codes_TQ, ((0, frames - len(codes_TQ)), (0, 0)))
+    decoder = ChunkDecoder(model)
+    first_BW = decoder.decode(padded_TQ[None], np.array([len(codes_TQ)]))
+    return np.concatenate([first_BW, decoder.finish()], axis=1)[0]
 
 
 def _without_nan(value: Any) -> Any:

@@ -54,7 +54,7 @@ def test_runs_are_heard_side_by_side(tmp_path):
     for row, (level, ended) in zip(cells, expected, strict=True):
         assert row[1:4] == ["continuation", "1.50", ended]
         assert float(row[4].removesuffix(" dB")) == pytest.approx(level, abs=0.11)
-    assert page.count("<audio") == 6
+    assert page.count("<audio") == 6 and "curves" not in page.partition("</style>")[2]
 
 
 def test_a_folder_without_generated_audio_is_refused(tmp_path, capsys):

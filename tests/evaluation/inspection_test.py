@@ -1,16 +1,21 @@
 """Every figure of `audiolm inspect` against plain loops over random tokens."""
 
+import base64
 import collections
 import dataclasses
+import io
 import itertools
 import json
 import math
+import re
 import tracemalloc
 
 import numpy as np
 import pytest
 import scipy.stats
+import soundfile
 
+import audiolm_jax
 from audiolm_jax import cli
 from audiolm_jax.data import token_dataset
 from audiolm_jax.evaluation import inspection, token_statistics
@@ -165,6 +170,14 @@ def test_examples_are_decoded_by_the_codec_that_made_them(tmp_path, capsys):
         page = (output / "report.html").read_text()
         assert page.count("<audio") == 3 == len(set(chosen[-1])) and all(name in page for name in chosen[-1])
     assert chosen[0] == chosen[1] != chosen[2]
+    by_id = {record["id"]: record for split in records.values() for record in split}
+    heard = re.findall(r'<audio[^>]*src="data:[^,]*,([^"]*)"', page)
+    model = audiolm_jax.load_codec(tmp_path / "codec")
+    for name, data in zip(chosen[2], heard, strict=True):
+        wave_W, rate = soundfile.read(io.BytesIO(base64.b64decode(data)))
+        expected_W = np.asarray(model.decode(by_id[name]["acoustic"][None]))[0, : by_id[name]["num_samples"]]
+        assert rate == 16000
+        np.testing.assert_allclose(wave_W, np.clip(expected_W, -1, 1), atol=2**-14)
 
     codec.weights["codebooks"]["embedding"] = codec.weights["codebooks"]["embedding"] + 1
     (tmp_path / "other").mkdir()
