@@ -2,6 +2,9 @@
 
 BUNDLE/audiolm.json               format version; config and fingerprint of each part
 BUNDLE/{codec,semantic_tokenizer,semantic,coarse,fine}/   exported parts
+
+Where the coarse stage predicts every level there is no fine part, and where it needs no semantic tokens (the baseline
+of the paper's piano experiment) there is no semantic part and no semantic tokenizer.
 """
 
 import dataclasses
@@ -135,9 +138,9 @@ def load_bundle(path: str | pathlib.Path, weights: str | None = None, mesh: Mesh
             stages[role] = LanguageModel(stage_from_config(config), transformer, params, weights == "int8", mesh)
     return AudioLM(
         codec=_codec(parts["codec"]),
-        tokenizer=tokenizer_from_part(parts["semantic_tokenizer"]),
+        tokenizer=tokenizer_from_part(parts["semantic_tokenizer"]) if "semantic_tokenizer" in parts else None,
         stages=stages,
-        mean_run_length=parts["semantic"].settings["tokens"]["mean_run_length"],
+        mean_run_length=parts["semantic"].settings["tokens"]["mean_run_length"] if "semantic" in parts else 1.0,
         fingerprints=fingerprints,
     )
 
@@ -146,7 +149,7 @@ def write_bundle(sources: dict[str, str | None], output: str | pathlib.Path):
     """Copies parts into one folder that needs nothing else.
 
     Args:
-      sources: folder of each part by role; None for a fine stage that is not needed.
+      sources: folder of each part by role; None for one that is not needed.
       output: a new folder.
 
     Raises:
@@ -171,25 +174,32 @@ def write_bundle(sources: dict[str, str | None], output: str | pathlib.Path):
 
 def check_fit(parts: dict[str, Part], where: str | pathlib.Path):
     """Raises a UserError that names the first part which is missing or does not fit the others."""
-    for role in ("codec", "semantic_tokenizer", "semantic", "coarse"):
-        if role not in parts:
-            raise UserError(f"part {role} is missing", where, f"give --{role}=DIR")
+    for role in ("codec", "coarse"):
+        _need(parts, role, where)
     coarse = parts["coarse"].config.stage
+    semantic_roles = ("semantic_tokenizer", "semantic")
+    has_semantic = coarse.get("semantic_condition", True) or any(role in parts for role in semantic_roles)
+    for role in semantic_roles if has_semantic else ():
+        _need(parts, role, where)
     if "fine" not in parts and coarse.num_coarse_quantizers < coarse.num_quantizers:
         levels = f"the coarse stage predicts {coarse.num_coarse_quantizers} of {coarse.num_quantizers} levels"
         raise UserError(f"part fine is missing: {levels}", where, "give --fine=DIR")
-    codec, tokenizer = _codec(parts["codec"]), tokenizer_from_part(parts["semantic_tokenizer"])
+    codec = _codec(parts["codec"])
     facts = {
-        "num_clusters": tokenizer.vocab_size,
-        "semantic_rate": tokenizer.frame_rate,
         "codebook_size": codec.codebook_size,
         "num_quantizers": codec.num_quantizers,
         "acoustic_rate": codec.frame_rate,
     }
-    if codec.sample_rate != tokenizer.sample_rate:
-        rates = f"{tokenizer.sample_rate} Hz, the codec's {codec.sample_rate} Hz"
-        raise UserError(f"semantic_tokenizer does not fit: its sample rate is {rates}", where, "use parts of one rate")
-    fingerprints = {role: parts[role].fingerprint() for role in ("codec", "semantic_tokenizer")}
+    if has_semantic:
+        tokenizer = tokenizer_from_part(parts["semantic_tokenizer"])
+        facts |= {"num_clusters": tokenizer.vocab_size, "semantic_rate": tokenizer.frame_rate}
+        if codec.sample_rate != tokenizer.sample_rate:
+            rates = f"{tokenizer.sample_rate} Hz, the codec's {codec.sample_rate} Hz"
+            raise UserError(
+                f"semantic_tokenizer does not fit: its sample rate is {rates}", where, "use parts of one rate"
+            )
+    tokenizers = [role for role in ("codec", "semantic_tokenizer") if role in parts]
+    fingerprints = {role: parts[role].fingerprint() for role in tokenizers}
     for role in ("semantic", "coarse", "fine"):
         if role not in parts:
             continue
@@ -208,6 +218,11 @@ def check_fit(parts: dict[str, Part], where: str | pathlib.Path):
     if "fine" in parts and parts["fine"].config.stage.num_coarse_quantizers != coarse.num_coarse_quantizers:
         mismatch = "its num_coarse_quantizers is not the coarse stage's"
         raise UserError(f"fine does not fit: {mismatch}", where, "use parts of one run")
+
+
+def _need(parts: dict[str, Part], role: str, where: str | pathlib.Path):
+    if role not in parts:
+        raise UserError(f"part {role} is missing", where, f"give --{role}=DIR")
 
 
 def _read(role: str, path: str | pathlib.Path) -> Part:

@@ -140,9 +140,12 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_compile(command)
     _add_sweep(command)
     _add_tokenizing(command)
+    _add_inspect(command)
+    _add_render(command)
     _add_codec(command)
     _add_bundle(command)
     _add_generate(command)
+    _add_compare(command)
     _add_evaluate(command)
     return parser
 
@@ -360,6 +363,49 @@ def _tokenize(options, _):
     commands.tokenize(options.codec, options.semantic_tokenizer, options.input, options.output)
 
 
+def _add_inspect(command):
+    added = command(
+        "inspect",
+        _inspect,
+        "Look at a token dataset: inspection.json and report.html.",
+        "Counts, hours and lengths; how often tokens come, repeat and are left unused; entropies, and the unigram and\n"
+        "bigram cross-entropies that a language model must beat, fitted on train and measured on validation.\n"
+        "With --codec a few records are decoded, to be heard. Memory does not grow with the number of records.",
+    )
+    added.add_argument("dataset", metavar="DATASET", help="made by `audiolm tokenize`")
+    added.add_argument("--codec", metavar="DIR", help="the codec that made the tokens: workdir, checkpoint or export")
+    added.add_argument("--num_examples", type=int, default=5, metavar="n", help="records to decode (default: 5)")
+    added.add_argument("--seed", type=int, default=0, help="of the choice of examples (default: 0)")
+    added.add_argument("--output", required=True, metavar="DIR", help="new folder of the results")
+
+
+def _inspect(options, _):
+    from audiolm_jax.evaluation.inspection import inspect
+
+    inspect(options.dataset, options.output, options.codec, options.num_examples, options.seed)
+
+
+def _add_render(command):
+    added = command(
+        "render",
+        _render,
+        "MIDI to recordings of a sampled piano (FluidSynth), for tests and demos without real ones.",
+        "Writes OUTPUT/rendered/NAME.flac and OUTPUT/manifest.jsonl, an input of every other command. Ids begin with\n"
+        "rendered/ and rows say so, to keep them apart from recordings. On Debian:\n"
+        "  apt-get install fluidsynth timgm6mb-soundfont",
+    )
+    added.add_argument("--midi", required=True, metavar="PATH", help="a MIDI file, or a folder, searched recursively")
+    added.add_argument("--soundfont", metavar="SF2", help="the instrument (default: what Debian's packages install)")
+    added.add_argument("--output", required=True, metavar="DIR", help="new folder of the recordings")
+
+
+def _render(options, _):
+    from audiolm_jax.render import render
+    from audiolm_jax.training.loop import report
+
+    render(options.midi, options.output, options.soundfont, report)
+
+
 def _add_codec(command):
     added = command(
         "encode",
@@ -429,10 +475,13 @@ def _add_bundle(command):
         "Put the trained parts into one self-contained folder.",
         "Parts that do not belong together are refused by name.",
     )
+    no_need = {
+        "fine": " (none where the coarse stage predicts every level)",
+        **dict.fromkeys(("semantic_tokenizer", "semantic"), " (none where the coarse stage has no semantic condition)"),
+    }
     for role in ("codec", "semantic_tokenizer", *STAGES):
-        needed = "" if role != "fine" else " (none where the coarse stage predicts every level)"
-        text = f"training workdir, checkpoint or export{needed}"
-        added.add_argument(f"--{role}", required=role != "fine", metavar="DIR", help=text)
+        text = f"training workdir, checkpoint or export{no_need.get(role, '')}"
+        added.add_argument(f"--{role}", required=role not in no_need, metavar="DIR", help=text)
     added.add_argument("--output", required=True, metavar="DIR", help="new folder of the bundle")
 
 
@@ -503,6 +552,23 @@ def _generate(options, _):
             sampling={s: {name: setting(name, s) for name in ("temperature", "top_k", "top_p")} for s in STAGES},
         )
     )
+
+
+def _add_compare(command):
+    added = command(
+        "compare",
+        _compare,
+        "Hear what several runs of `generate` made of the same prompts: one page, side by side.",
+        "  audiolm compare runs/continuations runs/acoustic_continuations --output=runs/comparison",
+    )
+    added.add_argument("runs", nargs="+", metavar="RUN", help="folder that `audiolm generate` wrote")
+    added.add_argument("--output", required=True, metavar="DIR", help="new folder of report.html")
+
+
+def _compare(options, _):
+    from audiolm_jax.evaluation.comparison import compare
+
+    compare(options.runs, options.output)
 
 
 def _add_evaluate(command):

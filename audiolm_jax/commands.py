@@ -230,6 +230,7 @@ def _entry(name, prompt, prompt_length, sample, row, windows: Windows, options, 
         "prompt_seconds": prompt_length / rate,
         "sample": sample,
         "seconds": int(windows.lengths_B[row]) / rate,
+        "sample_rate": rate,
         "ended": bool(windows.ended_B[row]),
         "seed": options.seed,
         "settings": {

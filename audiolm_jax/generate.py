@@ -52,6 +52,7 @@ class Generation:
       sample_rate: Hz.
       semantic_BT: frame-level semantic tokens, −1 beyond the end. Where the semantic stage works on
         de-duplicated tokens, a sampled token stands for the training set's mean run length.
+        [B, 0] without a semantic stage.
       acoustic_BTQ: acoustic tokens, −1 beyond the end.
       ended_B: whether a sampled end token shortened the row.
       tokens_per_second: sampling speed of each stage that ran, compilation included.
@@ -71,14 +72,15 @@ class AudioLM:
     """The whole model: a bundle, loaded (`audiolm_jax.load_bundle`).
 
     Attributes:
-      codec, tokenizer: the tokenizers.
-      stages: language models by stage name; no "fine" where the coarse stage predicts every level.
+      codec, tokenizer: the tokenizers; no semantic one without a semantic stage.
+      stages: language models by stage name; no "fine" where the coarse stage predicts every level, no "semantic" where
+        it needs no semantic tokens.
       mean_run_length: semantic frames per de-duplicated token in the training data.
       fingerprints: of each part.
     """
 
     codec: Codec
-    tokenizer: SemanticTokenizer
+    tokenizer: SemanticTokenizer | None
     stages: dict[str, LanguageModel]
     mean_run_length: float
     fingerprints: dict[str, str]
@@ -108,7 +110,7 @@ class AudioLM:
           ignore_end: never sample an end token.
 
         Raises:
-          UserError: arguments that contradict each other or a prompt that is too short.
+          UserError: arguments that contradict each other or the bundle, or a prompt that is too short.
         """
         windows = self.stream(prompt_BW, mode, seconds, num_samples, seed, lengths_B, sampling, ignore_end)
         wave_BW = np.concatenate([block.wave_BW for block in windows], axis=1)
@@ -145,22 +147,32 @@ class AudioLM:
           UserError: as `generate`, and before the first block.
         """
         check_request(mode, prompt_BW is not None, seconds, num_samples)
+        if mode == "acoustic":
+            self._semantic_stage("mode acoustic")
         seconds = DEFAULT_SECONDS if seconds is None else seconds
+        deduplicates = "semantic" in self.stages and self.stages["semantic"].stage.target.deduplicate
         return Windows(
             codec=self.codec,
             stages=self.stages,
             frames_per_token=self._frames_per_token,
-            mean_run_length=self.mean_run_length if self.stages["semantic"].stage.target.deduplicate else 1.0,
+            mean_run_length=self.mean_run_length if deduplicates else 1.0,
             rows=self._start(prompt_BW, lengths_B, mode, seconds, num_samples, seed, not ignore_end),
             sampling={name: Sampling(lm.stage.temperature) for name, lm in self.stages.items()} | (sampling or {}),
-            samples_semantic=mode != "acoustic",
+            samples_semantic="semantic" in self.stages and mode != "acoustic",
             clock=Clock(),
         )
 
     @property
     def _frames_per_token(self) -> int:
         """Acoustic frames in the time of one semantic frame."""
-        return round(self.codec.frame_rate / self.tokenizer.frame_rate)
+        stage = self.stages["coarse"].stage
+        return stage.acoustic_rate // stage.semantic_rate
+
+    def _semantic_stage(self, where: str) -> LanguageModel:
+        """The semantic stage, or a UserError where there is none."""
+        if "semantic" not in self.stages:
+            raise UserError("the bundle has no semantic stage", where, "choose a bundle with one")
+        return self.stages["semantic"]
 
     def _start(self, prompt_BW, lengths_B, mode, seconds, num_samples, seed, may_end) -> list[Row]:
         rate, hop, levels = self.codec.sample_rate, self.codec.hop_length, self.codec.num_quantizers
@@ -181,12 +193,11 @@ class AudioLM:
                 f"prompt {int(lengths_B.argmin())} with {lengths_B.min()} samples",
                 f"give at least {token_samples} samples",
             )
-        semantic_BT = np.asarray(self.tokenizer.encode(wave_BW, lengths_B))
         acoustic_BTQ = np.asarray(self.codec.encode(wave_BW, lengths_B))
+        semantic = self._encode_semantic(wave_BW, lengths_B)
         rows = []
-        for wave_W, length, semantic_T, acoustic_TQ in zip(wave_BW, lengths_B, semantic_BT, acoustic_BTQ, strict=True):
+        for wave_W, length, semantic_T, acoustic_TQ in zip(wave_BW, lengths_B, semantic, acoustic_BTQ, strict=True):
             prompt_key = jax.random.fold_in(base, np.uint32(zlib.crc32(np.float32(wave_W[:length]).tobytes())))
-            semantic_T = semantic_T[: self.tokenizer.num_frames(int(length))]
             if mode == "acoustic":
                 # An encoder without padding has no frame for the last samples: they sound as what is before them.
                 missing = math.ceil(length / token_samples) - len(semantic_T)
@@ -194,14 +205,23 @@ class AudioLM:
                 frames, total, ends = 0, int(length), False
             else:
                 # Whole semantic frames; what the prompt has beyond them is generated with the rest.
-                semantic_T = semantic_T[: int(length) // token_samples]
-                frames = len(semantic_T) * self._frames_per_token
+                tokens = int(length) // token_samples
+                semantic_T = semantic_T[:tokens]
+                frames = (tokens if self.tokenizer is None else len(semantic_T)) * self._frames_per_token
                 total, ends = int(length) + round(seconds * rate), may_end
             for k in range(num_samples):
                 key = jax.random.fold_in(prompt_key, k)
                 row = Row(key, semantic_T, acoustic_TQ[:frames], frames, math.ceil(total / hop), total, ends)
                 rows.append(row)
         return rows
+
+    def _encode_semantic(self, wave_BW: np.ndarray, lengths_B: np.ndarray) -> list[np.ndarray]:
+        """The semantic tokens [T] of each recording; none of them without a semantic tokenizer."""
+        if self.tokenizer is None:
+            return [np.zeros(0, np.int32)] * len(wave_BW)
+        semantic_BT = np.asarray(self.tokenizer.encode(wave_BW, lengths_B))
+        counts = [self.tokenizer.num_frames(int(length)) for length in lengths_B]
+        return [semantic_T[:count] for semantic_T, count in zip(semantic_BT, counts, strict=True)]
 
     def log_likelihood(
         self, wave_BW: np.ndarray, lengths_B: np.ndarray | None = None, normalize: bool = True
@@ -215,14 +235,16 @@ class AudioLM:
 
         Returns:
           float [B].
+
+        Raises:
+          UserError: the bundle has no semantic stage.
         """
-        lm = self.stages["semantic"]
+        lm = self._semantic_stage("log_likelihood")
         wave_BW = np.asarray(wave_BW)
         lengths_B = np.full(len(wave_BW), wave_BW.shape[1]) if lengths_B is None else np.asarray(lengths_B)
         rows = []
-        for semantic_T, length in zip(np.asarray(self.tokenizer.encode(wave_BW, lengths_B)), lengths_B, strict=True):
-            tokens = lm.stage.target.flatten(semantic_T[: self.tokenizer.num_frames(int(length))])
-            rows.append(lm.stage.prefix(None, tokens))
+        for semantic_T in self._encode_semantic(wave_BW, lengths_B):
+            rows.append(lm.stage.prefix(None, lm.stage.target.flatten(semantic_T)))
         length = round_up(max(map(len, rows)) - 1, 64)
         inputs_BT, targets_BT = np.zeros((2, len(rows), length), np.int32)
         weights_BT = np.zeros((len(rows), length), np.float32)

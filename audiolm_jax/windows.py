@@ -59,7 +59,7 @@ class Row:
       total_frames: acoustic frames wanted.
       total_samples: samples wanted; the last frame may be cut.
       may_end: whether an end token may be sampled.
-      ended: whether the semantic stage sampled one: only then may the coarse stage.
+      ended: whether the semantic stage, where there is one, sampled one: only then may the coarse stage.
       tokens: the semantic stage's own tokens (de-duplicated where it works on such), the prompt's included.
       sampled: how many of these were sampled.
       semantic_windows: how many windows of the semantic stage have been sampled.
@@ -113,12 +113,13 @@ class Windows(Iterator[Block]):
 
     Attributes:
       codec: decodes what is finished.
-      stages: language models by name; no "fine" where the coarse stage predicts every level.
+      stages: language models by name; no "fine" where the coarse stage predicts every level, no "semantic" where it
+        has no condition.
       frames_per_token: acoustic frames in the time of one semantic frame.
       mean_run_length: semantic frames for each of the semantic stage's tokens, on average; 1 without de-duplication.
       rows: changed as the generation goes on.
       sampling: settings of each stage.
-      samples_semantic: whether semantic tokens are sampled; False where the rows have all of them.
+      samples_semantic: whether semantic tokens are sampled; False where the rows have all of them or need none.
       clock: measures the stages.
     """
 
@@ -152,7 +153,8 @@ class Windows(Iterator[Block]):
         decoder = _Decoder(self.codec, len(self.rows))
         for row in self.rows:
             row.finished_frames = row.prompt_frames
-            row.tokens = self.stages["semantic"].stage.target.flatten(row.semantic)
+            if self.samples_semantic:
+                row.tokens = self.stages["semantic"].stage.target.flatten(row.semantic)
         yield from decoder.blocks(self.rows)
         window = 0
         while not all(row.complete for row in self.rows):
@@ -239,7 +241,7 @@ class Windows(Iterator[Block]):
             given = condition.flatten(row.semantic[start // self.frames_per_token : until]) if condition else None
             prefixes.append(lm.stage.prefix(given, target.flatten(row.acoustic[start:])))
             counts.append(max(0, stop - len(row.acoustic)))
-            may_end.append(row.ended and last)
+            may_end.append(row.ended and last if "semantic" in self.stages else row.may_end)
         codes, ended = self._sample(lm, self.rows, [window] * len(self.rows), prefixes, counts, may_end)
         for row, codes_TQ, has_ended in zip(self.rows, codes, ended, strict=True):
             unfilled = np.zeros((len(codes_TQ), self.codec.num_quantizers - target.num_levels), np.int32)

@@ -135,6 +135,19 @@ def test_fine_stage_may_not_be_left_out_where_it_is_needed(parts, tmp_path):
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.parametrize("role", ["semantic_tokenizer", "semantic"])
+def test_semantic_parts_may_not_be_left_out_where_they_are_needed(parts, tmp_path, role):
+    with pytest.raises(UserError, match=f"part {role} is missing: .*; give --{role}=DIR"):
+        bundle.write_bundle(sources(parts, **{role: None}), tmp_path / "b")
+    # Nor may one of them, where there is the other.
+    coarse = read_part(parts["coarse"])
+    coarse.config.stage.semantic_condition = False
+    (tmp_path / "coarse").mkdir()
+    write_part(tmp_path / "coarse", coarse)
+    with pytest.raises(UserError, match=f"part {role} is missing"):
+        bundle.write_bundle(sources(parts, coarse=str(tmp_path / "coarse"), **{role: None}), tmp_path / "b")
+
+
 def test_parts_that_do_not_fit_are_named(parts, tmp_path):
     other = read_part(parts["codec"])
     other.weights["codebooks"]["embedding"] = other.weights["codebooks"]["embedding"] + 1

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 import audiolm_jax
+from audiolm_jax import bundle
 from audiolm_jax.errors import UserError
 from audiolm_jax.lm.sampling import Sampling
 from audiolm_jax.lm.stages import run_starts
+from audiolm_jax.lm.transformer import Transformer
+from audiolm_jax.parts import write_part
 from tests import tiny
 
 
@@ -120,8 +123,6 @@ def test_log_likelihood_is_the_plain_sum(model):
     wave_BW, lengths_B = prompts(3, 30000), np.array([30000, 12345, 22222])
     scores_B = model.log_likelihood(wave_BW, lengths_B, normalize=False)
     lm = model.stages["semantic"]
-    from audiolm_jax.lm.transformer import Transformer
-
     for row, length in enumerate(lengths_B):
         semantic_T = model.tokenizer.encode(wave_BW[row : row + 1, :length])[0]
         tokens = lm.stage.prefix(None, semantic_T[run_starts(semantic_T)])
@@ -211,3 +212,59 @@ def test_weights_as_wished(model, bundle_folder, weights, found):
 def test_unknown_weights_are_refused(bundle_folder):
     with pytest.raises(UserError, match="unknown weights: int4"):
         audiolm_jax.load_bundle(bundle_folder, weights="int4")
+
+
+@pytest.fixture(scope="module")
+def acoustic_only(tmp_path_factory):
+    """The baseline of the paper's piano experiment: a codec and one stage for all of its levels, nothing semantic."""
+    folder = tmp_path_factory.mktemp("acoustic_only")
+    codec = tiny.codec_part()
+    stage = tiny.part_of(
+        "coarse",
+        settings={"tokens": {"codec": codec.fingerprint(), "semantic_tokenizer": "of the dataset"}},
+        **{"stage.semantic_condition": False, "stage.num_coarse_quantizers": tiny.LEVELS},
+    )
+    stage.weights["params"]["head"] = stage.weights["params"]["head"] * 4
+    for role, part in {"codec": codec, "coarse": stage}.items():
+        (folder / role).mkdir()
+        write_part(folder / role, part)
+    bundle.write_bundle({role: str(folder / role) for role in ("codec", "coarse")}, folder / "bundle")
+    return audiolm_jax.load_bundle(folder / "bundle")
+
+
+def test_acoustic_tokens_alone_go_on_and_may_end(acoustic_only, float64):
+    """Greedily, so that a plain loop over the full forward pass says what must come."""
+    model = tiny.in_double_precision(acoustic_only)
+    wave_BW = prompts(1, 7777)
+    out = model.generate(wave_BW, seconds=0.5, sampling={"coarse": Sampling(0.0)}, ignore_end=True)
+    assert out.lengths_B.tolist() == [7777 + 8000] and set(out.tokens_per_second) == {"coarse"}
+    assert out.semantic_BT.shape == (1, 0)
+    lm = model.stages["coarse"]
+    assert lm.stage.condition is None
+    frames = 7777 // 640 * 2
+    given_TQ = np.asarray(model.codec.encode(wave_BW))[0, :frames]
+    np.testing.assert_array_equal(out.acoustic_BTQ[0, :frames], given_TQ)
+    tokens = lm.stage.prefix(None, lm.stage.target.flatten(given_TQ)).tolist()
+    forward = jax.jit(Transformer(lm.config).apply)
+    width = 1 + out.acoustic_BTQ.size
+    while len(tokens) < width:
+        padded = np.pad(tokens, (0, width - len(tokens)))
+        logits_V = np.asarray(forward({"params": lm.params}, padded[None]))[0, len(tokens) - 1]
+        start = lm.stage.level_start((len(tokens) - 1) % tiny.LEVELS)
+        tokens.append(start + int(np.argmax(logits_V[start : start + tiny.CODES])))
+    expected_TQ = lm.stage.target.unflatten(np.array(tokens[1:]) - lm.stage.target_offset)
+    np.testing.assert_array_equal(out.acoustic_BTQ[0], expected_TQ)
+
+    bold = {"coarse": Sampling(4.0)}
+    out = acoustic_only.generate(prompts(1), seconds=6.0, num_samples=6, sampling=bold)
+    assert out.ended_B.any() and np.all((out.lengths_B < 7 * 16000) == out.ended_B)
+    assert_sound(out)
+
+
+def test_what_needs_semantic_tokens_is_refused_without_them(acoustic_only):
+    for ask in (
+        lambda: acoustic_only.generate(prompts(1), mode="acoustic"),
+        lambda: acoustic_only.log_likelihood(prompts(1)),
+    ):
+        with pytest.raises(UserError, match="no semantic stage"):
+            ask()

@@ -57,9 +57,9 @@ def flags_of(objective: str) -> list[str]:
     return [f"--config.{name}={value}" for name, value in OVERRIDES[objective].items()]
 
 
-def part_of(objective: str, seed: int = 0, settings=None) -> Part:
+def part_of(objective: str, seed: int = 0, settings=None, **fields) -> Part:
     """A part with random weights."""
-    config = config_of(objective)
+    config = config_of(objective, **fields)
     built = build_objective(config)
     state = unbox(jax.jit(built.init)(jax.random.key(seed)))
     return Part(objective, config, jax.tree.map(np.asarray, built.weights(state)), settings or {})

@@ -5,6 +5,7 @@ import dataclasses
 import importlib.resources
 import io
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import jax.numpy as jnp
 import jinja2
@@ -150,11 +151,54 @@ class IntervalPlot:
         return _figure_uri(figure)
 
 
+@dataclasses.dataclass(frozen=True)
+class Bars:
+    """How often each whole number from 0 on came, in at most `MAX_BARS` bars of equal width."""
+
+    title: str
+    label: str
+    counted: str
+    counts: Sequence[int]
+
+    MAX_BARS: ClassVar[int] = 60
+
+    def picture_uri(self) -> str:
+        width = -(-len(self.counts) // self.MAX_BARS) or 1
+        counts = np.add.reduceat(self.counts, np.arange(0, len(self.counts), width))
+        figure = matplotlib.figure.Figure(figsize=(4.2, 2.8), layout="constrained")
+        axes = figure.subplots()
+        axes.bar(np.arange(len(counts)) * width, counts, width, align="edge", color=ACCENT)
+        axes.set(title=self.title, xlabel=self.label, ylabel=self.counted, xlim=(0, max(1, len(counts) * width)))
+        axes.spines[["top", "right"]].set_visible(False)
+        return _figure_uri(figure)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lines:
+    """Values by their rank from 1 on, on logarithmic axes; a value of 0 is not drawn."""
+
+    title: str
+    label: str
+    measure: str
+    series: Mapping[str, np.ndarray]
+
+    def picture_uri(self) -> str:
+        figure = matplotlib.figure.Figure(figsize=(4.2, 2.8), layout="constrained")
+        axes = figure.subplots()
+        for name, values in self.series.items():
+            shown = values[values > 0]
+            axes.plot(np.arange(1, len(shown) + 1), shown, linewidth=1.2, label=name)
+        axes.set(title=self.title, xlabel=self.label, ylabel=self.measure, xscale="log", yscale="log")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize="x-small", ncols=2)
+        return _figure_uri(figure)
+
+
 def render(
     title: str,
     introduction: str,
     tables: Sequence[Table],
-    curves: Sequence[Curve | IntervalPlot],
+    curves: Sequence[Curve | IntervalPlot | Bars | Lines],
     groups: Sequence[Group],
     commands: str = "",
 ) -> str:

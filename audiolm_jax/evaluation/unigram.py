@@ -4,6 +4,7 @@ import numpy as np
 
 from audiolm_jax.data import transforms
 from audiolm_jax.data.token_dataset import TokenDataset
+from audiolm_jax.evaluation.token_statistics import unigram_cross_entropy
 from audiolm_jax.lm.stages import Stage
 
 
@@ -16,10 +17,8 @@ def unigram_losses(dataset: TokenDataset, stage: Stage) -> np.ndarray:
     Returns:
       nats per token for each level of the target, [Q].
     """
-    counts_QK = _counts(dataset, stage, "train") + 1
-    log_probabilities_QK = np.log(counts_QK / counts_QK.sum(axis=1, keepdims=True))
-    held_out_QK = _counts(dataset, stage, "validation")
-    return -np.sum(held_out_QK * log_probabilities_QK, axis=1) / held_out_QK.sum(axis=1)
+    levels = zip(_counts(dataset, stage, "train"), _counts(dataset, stage, "validation"), strict=True)
+    return np.array([unigram_cross_entropy(counts_K, held_out_K) for counts_K, held_out_K in levels])
 
 
 def _counts(dataset: TokenDataset, stage: Stage, split: str) -> np.ndarray:

@@ -1,10 +1,14 @@
 """Sequence layouts: flatten and offset round trips, vocabulary ranges, end tokens."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from audiolm_jax.config import load_config
+from audiolm_jax.lm.objective import stage_from_config
 from audiolm_jax.lm.stages import BOS, EOS, NUM_SPECIAL, SEP, make_stage, run_starts
 
 SPEECH = {
@@ -80,6 +84,23 @@ def test_paper_sequence_lengths():
 def test_piano_has_no_fine_stage():
     with pytest.raises(ValueError, match="no stage 'fine'"):
         make_stage("fine", crop_seconds=3.0, **PIANO)
+
+
+@pytest.mark.parametrize(
+    "recipe, condition, target, length",
+    [
+        ("semantic_piano", 0, 1024, 1 + 750),
+        ("coarse_piano", 1024, 3 * 2**14, 2 + 250 + 1500),
+        ("acoustic_piano", 0, 3 * 2**14, 1 + 1500),
+    ],
+)
+def test_piano_recipes_are_the_papers(recipe, condition, target, length):
+    """Two stages and the baseline of acoustic tokens alone: 30 and 10 s of 1024 semantic tokens and 3 x 2^14 codes."""
+    stage = stage_from_config(load_config(recipe))
+    assert (stage.condition.vocabulary if stage.condition else 0) == condition
+    assert stage.target.vocabulary == target and stage.sequence_length == length
+    codec = load_config("soundstream_piano").model
+    assert (codec.num_quantizers, codec.codebook_size, codec.sample_rate // math.prod(codec.strides)) == (3, 2**14, 50)
 
 
 def test_run_starts():
