@@ -283,7 +283,7 @@ def _tfds(request: Request) -> Found:
     if not (request.input / "dataset_info.json").is_file():
         raise UserError("no dataset of TFDS", request.input, "give the folder with dataset_info.json, of one version")
     builder = tfds.builder_from_directory(request.input)
-    feature = builder.info.features.get("audio")
+    feature = dict(builder.info.features.items()).get("audio")
     if not isinstance(feature, tfds.features.Audio) or not feature.sample_rate:
         raise UserError("no `audio` feature with a sample rate", request.input, "give a dataset of recordings")
     folder = request.output.with_suffix(".audio")
