@@ -278,10 +278,10 @@ def _tfds(request: Request) -> Found:
     Its splits stay; where none is for validation, those of `train` are told by the hash. TFDS needs TensorFlow for
     this feature.
     """
-    import tensorflow_datasets as tfds
-
     if not (request.input / "dataset_info.json").is_file():
         raise UserError("no dataset of TFDS", request.input, "give the folder with dataset_info.json, of one version")
+    import tensorflow_datasets as tfds
+
     builder = tfds.builder_from_directory(request.input)
     feature = dict(builder.info.features.items()).get("audio")
     if not isinstance(feature, tfds.features.Audio) or not feature.sample_rate:
