@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import tempfile
 
 import numpy as np
@@ -101,66 +102,67 @@ def test_lengths_that_a_pipe_leaves_are_no_cut(tmp_path):
 
 
 def bad_files(folder):
-    """Files of every kind that cannot be used: what is said of them, and whether their headers say so already."""
+    """What is said of each."""
     (folder / "empty.wav").touch()
     (folder / "text.wav").write_text("these are words, not samples\n" * 40)
+    soundfile.write(folder / "nothing.wav", np.zeros(0), 16000)
+    soundfile.write(folder / "nan.wav", np.array([0.0, np.nan, 0.1]), 16000, subtype="FLOAT")
+    return {
+        "missing.wav": "recording not found",
+        "empty.wav": "empty file",
+        "text.wav": "not audio",
+        "nothing.wav": "zero length",
+        "nan.wav": "not finite",
+    }
+
+
+def more_bad_files(folder):
     (folder / "text.flac").write_text("these are words, not samples\n" * 40)
     (folder / "broken.wav").symlink_to(folder / "nowhere.wav")
-    soundfile.write(folder / "nothing.wav", np.zeros(0), 16000)
-    for value in ("nan", "inf"):
-        soundfile.write(folder / f"{value}.wav", np.array([0.0, float(value), 0.1]), 16000, subtype="FLOAT")
-    noise_W = np.random.default_rng().uniform(-0.5, 0.5, 48_000)
+    soundfile.write(folder / "infinite.wav", np.array([0.0, np.inf, 0.1]), 16000, subtype="FLOAT")
+    data = {}
     for extension in ("wav", "aiff", "flac", "mp3"):
-        soundfile.write(folder / f"cut.{extension}", noise_W, 16000)
-        data = (folder / f"cut.{extension}").read_bytes()
-        (folder / f"cut.{extension}").write_bytes(data[: len(data) // 2])
-        if extension in ("wav", "flac"):
-            size = 44 if extension == "wav" else 100
-            (folder / f"header.{extension}").write_bytes(data[:size])
-        if extension == "flac":
-            hole = bytearray(data)
-            hole[len(data) // 2 : len(data) // 2 + 100] = bytes(100)
-            (folder / "hole.flac").write_bytes(hole)
-            # The lower half of a byte and four more are the number of samples: zero is "unknown".
-            hole = bytearray(data)
-            hole[21] &= 0xF0
-            hole[22:26] = bytes(4)
-            (folder / "endless.flac").write_bytes(hole)
+        path = folder / f"cut.{extension}"
+        soundfile.write(path, np.random.default_rng().uniform(-0.5, 0.5, 48_000), 16000)
+        data[extension] = path.read_bytes()
+        path.write_bytes(data[extension][: len(data[extension]) // 2])
+    (folder / "header.wav").write_bytes(data["wav"][:44])
+    (folder / "header.flac").write_bytes(data["flac"][:100])
+    middle = len(data["flac"]) // 2
+    (folder / "hole.flac").write_bytes(data["flac"][:middle] + bytes(100) + data["flac"][middle + 100 :])
+    # Half a byte and four more are the number of samples: zero is "unknown".
+    count = bytes([data["flac"][21] & 0xF0]) + bytes(4)
+    (folder / "endless.flac").write_bytes(data["flac"][:21] + count + data["flac"][26:])
     return {
-        "missing.wav": ("recording not found", True),
-        "broken.wav": ("link to nothing", True),
-        "empty.wav": ("empty file", True),
-        "text.wav": ("not audio", True),
-        "text.flac": ("not audio", True),
-        "nothing.wav": ("zero length", True),
-        "header.wav": ("zero length", True),
-        "endless.flac": ("header has no length", True),
-        "cut.wav": ("cut-off audio \\(50.0%", True),
-        "cut.aiff": ("cut-off audio \\(50.0%", True),
-        "cut.flac": ("damaged or cut-off", False),
-        "header.flac": ("damaged or cut-off", False),
-        "hole.flac": ("damaged or cut-off", False),
-        "cut.mp3": ("cut-off", False),
-        "nan.wav": ("not finite", False),
-        "inf.wav": ("not finite", False),
+        "text.flac": "not audio",
+        "broken.wav": "link to nothing",
+        "infinite.wav": "not finite",
+        "cut.wav": "cut-off audio (50.0%",
+        "cut.aiff": "cut-off audio (50.0%",
+        "cut.flac": "damaged or cut-off audio",
+        "cut.mp3": "cut-off audio",
+        "header.wav": "zero length",
+        "header.flac": "damaged or cut-off audio",
+        "hole.flac": "damaged or cut-off audio",
+        "endless.flac": "header has no length",
     }
 
 
 def test_bad_files_are_named(tmp_path):
-    for name, (message, in_header) in bad_files(tmp_path).items():
-        with pytest.raises(UserError, match=message) as caught:
+    for name, message in (bad_files(tmp_path) | more_bad_files(tmp_path)).items():
+        with pytest.raises(UserError, match=re.escape(message)) as caught:
             audio.read(tmp_path / name, 16000)
         assert name in str(caught.value) and "\n" not in str(caught.value)
-        with pytest.raises(UserError, match=message) as in_check:
-            audio.check(tmp_path / name)
-        with pytest.raises(UserError, match=message) as in_blocks:
-            list(audio.blocks(tmp_path / name, 16000, 1 << 20))
-        assert str(in_blocks.value) == str(in_check.value) == str(caught.value)
-        if in_header:
-            with pytest.raises(UserError, match=message):
-                audio.duration(tmp_path / name)
-        else:
+        for read in (audio.check, lambda path: list(audio.blocks(path, 16000, 1 << 20))):
+            with pytest.raises(UserError) as other:
+                read(tmp_path / name)
+            assert str(other.value) == str(caught.value)
+        if name in ("nan.wav", "infinite.wav", "cut.flac", "cut.mp3", "header.flac", "hole.flac"):
+            # Headers do not show it.
             assert audio.duration(tmp_path / name) > 0
+        else:
+            with pytest.raises(UserError, match=re.escape(message)):
+                audio.duration(tmp_path / name)
 
 
 def test_a_forbidden_file_is_named():
