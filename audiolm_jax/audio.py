@@ -6,6 +6,7 @@ in [−1, 1], mono. Suffix W: samples.
 
 import contextlib
 import io
+import os
 import pathlib
 import re
 import wave
@@ -71,9 +72,10 @@ def read_joined(path: str | pathlib.Path, sample_rate: int, stretches: Sequence[
 
 def check(path: str | pathlib.Path):
     """Decodes a recording to its end. Raises UserError, as `read`, for what its header does not show."""
-    with _opened(pathlib.Path(path)) as sound:
-        for wave_WC in _decoded(sound, (WHOLE,), DECODED_FRAMES):
-            _mixed(wave_WC, sound)
+    path = pathlib.Path(path)
+    with _opened(path) as sound:
+        for wave_WC in _decoded(sound, path, (WHOLE,), DECODED_FRAMES):
+            _mixed(wave_WC, path)
 
 
 def resample(wave_W: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
@@ -110,16 +112,18 @@ def _pieces(path: pathlib.Path, sample_rate: int, size: int, stretches: Sequence
     with _opened(path) as sound:
         resampler = soxr.ResampleStream(sound.samplerate, sample_rate, num_channels=1)
         count = 0
-        for wave_WC in _decoded(sound, stretches, size):
+        for wave_WC in _decoded(sound, path, stretches, size):
             count += len(wave_WC)
-            wave_W = _mixed(wave_WC, sound)
+            wave_W = _mixed(wave_WC, path)
             yield wave_W if sound.samplerate == sample_rate else resampler.resample_chunk(wave_W)
         if count == 0:
             raise UserError("audio of zero length", path, "give a recording with samples in it")
         yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
-def _decoded(sound: soundfile.SoundFile, stretches: Sequence[Stretch], size: int) -> Iterator[np.ndarray]:
+def _decoded(
+    sound: soundfile.SoundFile, path: pathlib.Path, stretches: Sequence[Stretch], size: int
+) -> Iterator[np.ndarray]:
     """The samples [W, C] of the stretches, at most `size` at a time."""
     for start, end in stretches:
         position = min(round(start * sound.samplerate), sound.frames)
@@ -131,15 +135,15 @@ def _decoded(sound: soundfile.SoundFile, stretches: Sequence[Stretch], size: int
             yield wave_WC
         # Without a table of its frames an MP3 has an estimated length.
         if stop - position > (MP3_TOLERANCE * sound.frames if sound.format == "MP3" else 0):
-            raise _cut_off(sound.name, position, sound.frames)
+            raise _cut_off(path, position, sound.frames)
 
 
-def _mixed(wave_WC: np.ndarray, sound: soundfile.SoundFile) -> np.ndarray:
+def _mixed(wave_WC: np.ndarray, path: pathlib.Path) -> np.ndarray:
     """The mean of the channels, which must be finite."""
     wave_W = wave_WC.mean(axis=1)
     if not np.isfinite(wave_W).all():
         what = "audio has samples that are not finite (NaN or infinity)"
-        raise UserError(what, sound.name, "repair or leave out the file")
+        raise UserError(what, path, "repair or leave out the file")
     return wave_W
 
 
@@ -153,32 +157,32 @@ def _opened(path: pathlib.Path) -> Iterator[soundfile.SoundFile]:
         if path.stat().st_size == 0:
             raise UserError("empty file", path, READABLE)
         open(path, "rb").close()
-        sound = soundfile.SoundFile(str(path))
+        sound = soundfile.SoundFile(os.fsencode(path))
     except OSError as error:
         raise UserError(f"recording cannot be read ({error.strerror})", path, "check its permissions") from error
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: samples without a header, named .raw.
         why = getattr(error, "error_string", error)
         raise UserError(f"not audio that can be read ({why})", path, READABLE) from error
     with sound:
-        _check_header(sound)
+        _check_header(sound, path)
         try:
             yield sound
         except soundfile.SoundFileError as error:
             raise UserError(f"damaged or cut-off audio ({error})", path, "repair or leave out the file") from error
 
 
-def _check_header(sound: soundfile.SoundFile):
+def _check_header(sound: soundfile.SoundFile, path: pathlib.Path):
     if sound.frames > LONGEST_FRAMES:
-        raise UserError("audio whose header has no length", sound.name, "write it again, to a file and not to a pipe")
+        raise UserError("audio whose header has no length", path, "write it again, to a file and not to a pipe")
     if sound.frames <= 0:
-        raise UserError("audio of zero length", sound.name, "give a recording with samples in it")
+        raise UserError("audio of zero length", path, "give a recording with samples in it")
     # libsndfile takes what is left of a WAV or AIFF for all of it, and notes what the header says.
     noted = re.search(r"^ *(?:data|SSND) : (\d+) \(should be (\d+)\)", sound.extra_info, re.MULTILINE)
     if noted and int(noted[2]) < int(noted[1]) < PIPED_BYTES:
-        raise _cut_off(sound.name, int(noted[2]), int(noted[1]))
+        raise _cut_off(path, int(noted[2]), int(noted[1]))
 
 
-def _cut_off(path: str, there: int, expected: int) -> UserError:
+def _cut_off(path: pathlib.Path, there: int, expected: int) -> UserError:
     return UserError(f"cut-off audio ({there / expected:.1%} of it is there)", path, "repair or leave out the file")
 
 

@@ -129,13 +129,18 @@ def _read_folder(folder: pathlib.Path) -> list[Recording]:
     count = collections.Counter(name.with_suffix("") for name in names)
     return [
         Recording(
-            id=(name if count[name.with_suffix("")] > 1 else name.with_suffix("")).as_posix(),
+            id=_printable((name if count[name.with_suffix("")] > 1 else name.with_suffix("")).as_posix()),
             path=path,
-            speaker=name.parts[0] if len(name.parts) > 1 else "",
+            speaker=_printable(name.parts[0]) if len(name.parts) > 1 else "",
             split="",
         )
         for path, name in zip(paths, names, strict=True)
     ]
+
+
+def _printable(name: str) -> str:
+    """A file's name as text that can be written, even where it is not in the file system's encoding."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def with_splits(recordings: Sequence[Recording], validation_share: float = VALIDATION_SHARE) -> list[Recording]:
@@ -168,7 +173,7 @@ def _hash(identifier: str) -> float:
 def _read_jsonl(path: pathlib.Path) -> list[Recording]:
     recordings = []
     paths: dict[str, pathlib.Path] = {}
-    for row_number, line in enumerate(path.read_text().splitlines(), 1):
+    for row_number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
         where = f"{path} line {row_number}"
@@ -188,6 +193,14 @@ def _read_jsonl(path: pathlib.Path) -> list[Recording]:
         fields["known_seconds"] = fields.pop("seconds", None)
         recordings.append(Recording(path=paths.setdefault(name, path.parent / name), **fields))
     return recordings
+
+
+def _lines(path: pathlib.Path) -> Iterator[str]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            yield from file
+    except UnicodeDecodeError as error:
+        raise UserError("manifest not in UTF-8", path, "write it in UTF-8") from error
 
 
 def _check_field(name: str, value: Any, where: str):
@@ -225,7 +238,7 @@ def write_manifest(path: pathlib.Path, recordings: Iterable[Recording], notes: M
     with files.new_file(path) as scratch, open(scratch, "w") as file:
         for recording in recordings:
             row = _row(recording, folder) | dict(notes.get(recording.id, {}))
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(json.dumps(row) + "\n")
 
 
 def _row(recording: Recording, folder: pathlib.Path) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def write(request: Request, report: Callable[[str], None]):
         first = f", the first because: {refused[0]}" if refused else ""
         raise UserError(f"no recording can be used ({len(refused)} left out{first})", request.input, "check --source")
     left_out = request.output.with_suffix(".left_out.txt")
-    files.write_bytes(left_out, "".join(f"{reason}\n" for reason in refused).encode())
+    files.write_bytes(left_out, "".join(f"{reason}\n" for reason in refused).encode(errors="backslashreplace"))
     recordings.sort(key=lambda recording: recording.id)
     manifest.write_manifest(request.output, recordings, {name: entry.notes for name, entry in kept.items()})
 
@@ -149,7 +149,7 @@ def _librilight(request: Request) -> Found:
 def _librilight_pieces(stem: pathlib.Path, request: Request) -> list[Entry]:
     about = stem.with_name(f"{stem.name}.json")
     try:
-        meta = json.loads(about.read_text())
+        meta = json.loads(about.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError("no JSON beside the recording", about, "get it from Libri-Light's archive") from error
     except OSError as error:
@@ -223,7 +223,9 @@ def _librispeech(request: Request) -> Found:
     """
     texts: dict[str, str] = {}
     for path in request.input.rglob("*.trans.txt"):
-        texts |= dict(line.split(maxsplit=1) for line in path.read_text().splitlines() if " " in line.strip())
+        texts |= dict(
+            line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines() if " " in line.strip()
+        )
     paths = sorted(request.input.rglob("*.flac"))
     return _each(functools.partial(_librispeech_utterance, texts=texts), paths, request)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 
 import numpy as np
 import pytest
@@ -80,6 +81,24 @@ def test_where_the_hash_holds_out_none_one_speaker_is_and_none_goes_from_trainin
 def test_same_stem_with_two_extensions_keeps_both(folder):
     soundfile.write(folder / "four.flac", np.zeros(8000, np.float32), 16000)
     assert {"four.wav", "four.flac"} <= {r.id for r in read_manifest(folder)}
+
+
+def test_a_name_in_another_encoding(tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9") / os.fsdecode(b"na\xefve.wav")
+    path.parent.mkdir()
+    with open(path, "wb") as file:
+        soundfile.write(file, np.zeros(8000), 16000, format="WAV")
+    (recording,) = read_manifest(tmp_path)
+    assert (recording.id, recording.speaker) == ("caf\\udce9/na\\udcefve", "caf\\udce9")
+    assert recording.seconds() == 0.5 and len(recording.read(16000)) == 8000
+    write_manifest(tmp_path / "list.jsonl", [recording], {})
+    assert read_manifest(tmp_path / "list.jsonl") == [recording]
+
+
+def test_manifest_in_another_encoding(tmp_path):
+    (tmp_path / "list.jsonl").write_bytes('{"path": "é.wav"}'.encode("latin-1"))
+    with pytest.raises(UserError, match="not in UTF-8"):
+        read_manifest(tmp_path / "list.jsonl")
 
 
 def test_single_file(folder):
@@ -189,7 +208,7 @@ def test_written_and_read_again_recordings_are_the_same(tmp_path):
             start=float(generator.choice([0.0, generator.uniform(0, 9)])),
             end=generator.choice([None, float(generator.uniform(9, 99))]),
             split=str(generator.choice(["train", "validation", "test"])),
-            text=str(generator.choice(["", 'said "so"\n'])),
+            text=str(generator.choice(["", 'said "so"\n\u2028é'])),
             segments=tuple(map(tuple, np.sort(generator.uniform(0, 50, (number % 4, 2))).tolist())),
             is_end=generator.choice([None, True, False]),
             known_seconds=generator.choice([None, float(generator.uniform(1, 99))]),

@@ -16,6 +16,7 @@ from audiolm_jax import audio
 from audiolm_jax.cli import main
 from audiolm_jax.data import sources, token_dataset
 from audiolm_jax.data.manifest import Recording, read_manifest, usable
+from audiolm_jax.data.pipeline import AudioCrops
 from audiolm_jax.data.tokenize import tokenize
 from audiolm_jax.errors import UserError
 
@@ -98,6 +99,12 @@ def test_librilight(tmp_path):
         joined_W = np.concatenate([wave_W[start:stop] for start, stop in pairs])
         np.testing.assert_array_equal(recording.read(RATE), joined_W)
         assert recording.seconds() == pytest.approx(len(joined_W) / RATE)
+        crops = AudioCrops([recording], [recording.seconds()], RATE, 0.9)
+        assert len(crops) == 3
+        for index in range(3):
+            crop = crops.fixed_crop(index)
+            expected_W = joined_W[index * 7200 : (index + 1) * 7200]
+            np.testing.assert_array_equal(crop["wave_BW"][: crop["lengths_B"]], expected_W)
     row = json.loads((tmp_path / "manifests" / "librilight.jsonl").read_text().splitlines()[0])
     assert (row["path"], row["snr"], row["book"]) == (str(corpus / "100/77/a_tale.64kb.flac"), 9.5, "77")
     reasons = [
