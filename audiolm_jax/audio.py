@@ -6,9 +6,11 @@ in [−1, 1], mono. Suffix W: samples.
 
 import contextlib
 import io
+import os
 import pathlib
+import re
 import wave
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import soundfile
@@ -19,27 +21,32 @@ from audiolm_jax.errors import UserError
 
 EXTENSIONS = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff")
 READABLE = "give a WAV, FLAC, MP3 or Ogg recording"
+# Seconds from a start to an end, None being the end of the file.
+Stretch = tuple[float, float | None]
+WHOLE: Stretch = (0.0, None)
+DECODED_FRAMES = 1 << 20
+LONGEST_FRAMES = 1 << 60
+# What writes a WAV into a pipe leaves a length of this or more in its header.
+PIPED_BYTES = 0x7FFF0000
+MP3_TOLERANCE = 0.05
 
 
 def duration(path: str | pathlib.Path) -> float:
     """Seconds of a recording, from its header alone.
 
     Raises:
-      UserError: missing, empty, unreadable or without samples.
+      UserError: missing, not permitted, empty, not audio, zero length, cut off as far as the header tells, or without
+        a length in the header.
     """
-    path = pathlib.Path(path)
-    with _reading(path):
-        info = soundfile.info(str(path))
-    if info.frames <= 0:
-        raise UserError("audio of zero length", path, "give a recording with samples in it")
-    return info.frames / info.samplerate
+    with _opened(pathlib.Path(path)) as sound:
+        return sound.frames / sound.samplerate
 
 
 def read(path: str | pathlib.Path, sample_rate: int, start: float = 0.0, end: float | None = None) -> np.ndarray:
     """Reads (a stretch of) a recording as mono at `sample_rate`.
 
-    Channels are averaged. A stretch is decoded alone, so a crop of an hour costs no more than a crop
-    of a minute where the format can seek.
+    Channels, however many, are averaged, and rates, however high, resampled. A stretch is decoded alone, so a crop of
+    an hour costs no more than a crop of a minute where the format can seek.
 
     Args:
       path: the recording.
@@ -50,14 +57,25 @@ def read(path: str | pathlib.Path, sample_rate: int, start: float = 0.0, end: fl
       float32 [W].
 
     Raises:
-      UserError: missing, empty, not audio, zero length, or with samples that are not finite.
+      UserError: as `duration`; damaged, cut off, or with samples that are not finite.
     """
+    return read_joined(path, sample_rate, [(start, end)])
+
+
+def read_joined(path: str | pathlib.Path, sample_rate: int, stretches: Sequence[Stretch]) -> np.ndarray:
+    """Reads several stretches of a recording, one behind the other without a gap, as `read` does one.
+
+    They are joined at the file's own rate, then resampled as one.
+    """
+    return np.concatenate(list(_pieces(pathlib.Path(path), sample_rate, DECODED_FRAMES, stretches)))
+
+
+def check(path: str | pathlib.Path):
+    """Decodes a recording to its end. Raises UserError, as `read`, for what its header does not show."""
     path = pathlib.Path(path)
-    with _reading(path):
-        wave_WC, rate = _read_stretch(path, start, end)
-    if len(wave_WC) == 0:
-        raise UserError("audio of zero length", path, "give a recording with samples in it")
-    return resample(_mixed(wave_WC, path), rate, sample_rate)
+    with _opened(path) as sound:
+        for wave_WC in _decoded(sound, path, (WHOLE,), DECODED_FRAMES):
+            _mixed(wave_WC, path)
 
 
 def resample(wave_W: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
@@ -80,7 +98,7 @@ def blocks(path: str | pathlib.Path, sample_rate: int, size: int) -> Iterator[np
       UserError: as `read`.
     """
     rest_W = np.zeros(0, np.float32)
-    for piece_W in _pieces(pathlib.Path(path), sample_rate, size):
+    for piece_W in _pieces(pathlib.Path(path), sample_rate, size, (WHOLE,)):
         rest_W = np.concatenate([rest_W, piece_W])
         while len(rest_W) > size:
             yield rest_W[:size]
@@ -89,12 +107,12 @@ def blocks(path: str | pathlib.Path, sample_rate: int, size: int) -> Iterator[np
         yield rest_W
 
 
-def _pieces(path: pathlib.Path, sample_rate: int, size: int) -> Iterator[np.ndarray]:
-    """A recording at `sample_rate`, in pieces of whatever length its blocks of `size` samples come to."""
-    with _reading(path), soundfile.SoundFile(str(path)) as sound:
+def _pieces(path: pathlib.Path, sample_rate: int, size: int, stretches: Sequence[Stretch]) -> Iterator[np.ndarray]:
+    """Stretches at `sample_rate`, in pieces of whatever length blocks of `size` samples of the file come to."""
+    with _opened(path) as sound:
         resampler = soxr.ResampleStream(sound.samplerate, sample_rate, num_channels=1)
         count = 0
-        while len(wave_WC := sound.read(size, dtype="float32", always_2d=True)):
+        for wave_WC in _decoded(sound, path, stretches, size):
             count += len(wave_WC)
             wave_W = _mixed(wave_WC, path)
             yield wave_W if sound.samplerate == sample_rate else resampler.resample_chunk(wave_W)
@@ -103,40 +121,69 @@ def _pieces(path: pathlib.Path, sample_rate: int, size: int) -> Iterator[np.ndar
         yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
+def _decoded(
+    sound: soundfile.SoundFile, path: pathlib.Path, stretches: Sequence[Stretch], size: int
+) -> Iterator[np.ndarray]:
+    """The samples [W, C] of the stretches, at most `size` at a time."""
+    for start, end in stretches:
+        position = min(round(start * sound.samplerate), sound.frames)
+        stop = sound.frames if end is None else min(round(end * sound.samplerate), sound.frames)
+        if position != sound.tell():
+            sound.seek(position)
+        while position < stop and len(wave_WC := sound.read(min(size, stop - position), "float32", always_2d=True)):
+            position += len(wave_WC)
+            yield wave_WC
+        # Without a table of its frames an MP3 has an estimated length.
+        if stop - position > (MP3_TOLERANCE * sound.frames if sound.format == "MP3" else 0):
+            raise _cut_off(path, position, sound.frames)
+
+
 def _mixed(wave_WC: np.ndarray, path: pathlib.Path) -> np.ndarray:
     """The mean of the channels, which must be finite."""
     wave_W = wave_WC.mean(axis=1)
     if not np.isfinite(wave_W).all():
-        raise UserError("audio has samples that are not finite (NaN or infinity)", path, "repair or leave out the file")
+        what = "audio has samples that are not finite (NaN or infinity)"
+        raise UserError(what, path, "repair or leave out the file")
     return wave_W
 
 
-def _read_stretch(path: pathlib.Path, start: float, end: float | None) -> tuple[np.ndarray, int]:
-    with soundfile.SoundFile(str(path)) as sound:
-        rate = sound.samplerate
-        first = min(round(start * rate), sound.frames)
-        if first:
-            sound.seek(first)
-        frames = -1 if end is None else max(0, round(end * rate) - first)
-        return sound.read(frames, dtype="float32", always_2d=True), rate
-
-
 @contextlib.contextmanager
-def _reading(path: pathlib.Path) -> Iterator[None]:
-    """Says in one line why a recording cannot be read."""
-    if not path.is_file():
-        raise UserError("recording not found", path, "check the path")
-    if path.stat().st_size == 0:
-        raise UserError("empty file", path, READABLE)
+def _opened(path: pathlib.Path) -> Iterator[soundfile.SoundFile]:
+    """An audio file with a good header; says in one line why it, or what is done with it, fails."""
     try:
-        with open(path, "rb"):
-            yield
+        if not path.is_file():
+            broken = path.is_symlink() and not path.exists()
+            raise UserError("link to nothing" if broken else "recording not found", path, "check the path")
+        if path.stat().st_size == 0:
+            raise UserError("empty file", path, READABLE)
+        open(path, "rb").close()
+        sound = soundfile.SoundFile(os.fsencode(path))
     except OSError as error:
         raise UserError(f"recording cannot be read ({error.strerror})", path, "check its permissions") from error
-    except (soundfile.SoundFileError, RuntimeError) as error:
-        raise UserError(
-            f"not audio that can be read ({error})".replace(str(path), path.name), path, READABLE
-        ) from error
+    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: samples without a header, named .raw.
+        why = getattr(error, "error_string", error)
+        raise UserError(f"not audio that can be read ({why})", path, READABLE) from error
+    with sound:
+        _check_header(sound, path)
+        try:
+            yield sound
+        except soundfile.SoundFileError as error:
+            raise UserError(f"damaged or cut-off audio ({error})", path, "repair or leave out the file") from error
+
+
+def _check_header(sound: soundfile.SoundFile, path: pathlib.Path):
+    if sound.frames > LONGEST_FRAMES:
+        raise UserError("audio whose header has no length", path, "write it again, to a file and not to a pipe")
+    if sound.frames <= 0:
+        raise UserError("audio of zero length", path, "give a recording with samples in it")
+    # libsndfile takes what is left of a WAV or AIFF for all of it, and notes what the header says.
+    noted = re.search(r"^ *(?:data|SSND) : (\d+) \(should be (\d+)\)", sound.extra_info, re.MULTILINE)
+    if noted and int(noted[2]) < int(noted[1]) < PIPED_BYTES:
+        raise _cut_off(path, int(noted[2]), int(noted[1]))
+
+
+def _cut_off(path: pathlib.Path, there: int, expected: int) -> UserError:
+    return UserError(f"cut-off audio ({there / expected:.1%} of it is there)", path, "repair or leave out the file")
 
 
 def encode_wav(wave_W: np.ndarray, sample_rate: int, file_format: str = "WAV") -> bytes:
@@ -149,6 +196,30 @@ def encode_wav(wave_W: np.ndarray, sample_rate: int, file_format: str = "WAV") -
 def write(path: str | pathlib.Path, wave_W: np.ndarray, sample_rate: int):
     """Writes a 16-bit mono WAV; the whole file or nothing."""
     files.write_bytes(path, encode_wav(wave_W, sample_rate))
+
+
+def write_lossless(stem: pathlib.Path, wave: np.ndarray, sample_rate: int) -> pathlib.Path:
+    """Writes samples [W] or [W, C] as they are: 16-bit integers as STEM.flac, floats as STEM.wav of floats.
+
+    Returns:
+      the path of the file.
+
+    Raises:
+      UserError: no samples, or integers of more than 16 bits.
+    """
+    if not len(wave):
+        raise UserError("audio of zero length", stem, "give a recording with samples in it")
+    buffer = io.BytesIO()
+    if np.issubdtype(wave.dtype, np.floating):
+        path = stem.with_name(f"{stem.name}.wav")
+        soundfile.write(buffer, wave.astype(np.float32), sample_rate, format="WAV", subtype="FLOAT")
+    else:
+        if wave.min() < -(2**15) or wave.max() >= 2**15:
+            raise UserError("samples of more than 16 bits", stem, "scale them to 16 bits or to floats")
+        path = stem.with_name(f"{stem.name}.flac")
+        soundfile.write(buffer, wave.astype(np.int16), sample_rate, format="FLAC", subtype="PCM_16")
+    files.write_bytes(path, buffer.getvalue())
+    return path
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import argparse
 import errno
 import logging
 import os
+import pathlib
 import shlex
 import sys
 import traceback
@@ -289,6 +290,29 @@ def _sweep(options, overrides):
 
 def _add_tokenizing(command):
     added = command(
+        "manifest",
+        _manifest,
+        "A corpus to a .jsonl manifest, which every --input and data_dir takes, by headers alone.",
+        "librilight   SPEAKER/BOOK/FILE.flac and .json: speech, joined to pieces of about --target_seconds\n"
+        "librispeech  SUBSET/SPEAKER/CHAPTER/*.flac and .trans.txt; train-*, dev-* and test-* tell the split\n"
+        "maestro      the folder of maestro*.csv, or the CSV; its splits\n"
+        "folder       any folder, recording or manifest\n"
+        "tfds         the folder of a dataset that TFDS has prepared, with an `audio` feature: written out as FLAC\n\n"
+        "What is left out, and why, is in OUTPUT_STEM.left_out.txt; counts by reason go to standard error.",
+    )
+    sources = ("librilight", "librispeech", "maestro", "folder", "tfds")
+    added.add_argument("--source", required=True, choices=sources, help="how the corpus is laid out")
+    added.add_argument("--input", required=True, metavar="PATH", help="the corpus")
+    added.add_argument("--output", required=True, metavar="JSONL", help="new file of the manifest")
+    text = "of a piece of Libri-Light (default: %(default)s)"
+    added.add_argument("--target_seconds", type=float, default=60.0, metavar="x", help=text)
+    text = "no piece of Libri-Light is shorter, nor should the longest training crop be longer (default: %(default)s)"
+    added.add_argument("--min_seconds", type=float, default=30.0, metavar="x", help=text)
+    text = "of the speakers, or recordings, held out by a hash; for corpora without splits (default: %(default)s)"
+    added.add_argument("--validation_share", type=float, default=0.05, metavar="x", help=text)
+    text = "read every sample, too: finds cut-off files and samples that are not finite, before training does"
+    added.add_argument("--decode", action="store_true", help=text)
+    added = command(
         "fit-kmeans",
         _fit_kmeans,
         "Fit k-means on a layer of an encoder: the semantic tokenizer.",
@@ -330,6 +354,21 @@ def _add_tokenizing(command):
     added.add_argument("--semantic_tokenizer", required=True, metavar="DIR", help="made by `audiolm fit-kmeans`")
     added.add_argument("--input", required=True, metavar="PATH", help="folder, recording or .jsonl manifest")
     added.add_argument("--output", required=True, metavar="DIR", help="new folder of the dataset")
+
+
+def _manifest(options, _):
+    from audiolm_jax.data import sources
+
+    request = sources.Request(
+        source=options.source,
+        input=pathlib.Path(options.input),
+        output=pathlib.Path(options.output),
+        target_seconds=options.target_seconds,
+        min_seconds=options.min_seconds,
+        validation_share=options.validation_share,
+        decode=options.decode,
+    )
+    sources.write(request, report=lambda line: print(line, file=sys.stderr))
 
 
 def _fit_kmeans(options, _):

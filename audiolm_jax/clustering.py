@@ -178,7 +178,7 @@ def _filled(job, tokenizer, fingerprint, recordings, seconds, folder, replace, r
             shards,
             job.layers,
             compute,
-            identity=[fingerprint, [[r.id, str(r.path), r.start, r.end] for r in recordings], shards],
+            identity=[fingerprint, [[r.id, str(r.path), r.stretches()] for r in recordings], shards],
             keep=min(1.0, job.max_frames / max(1, expected)) if job.max_frames else 1.0,
             most=job.max_frames or None,
             dtype=job.cache_dtype,

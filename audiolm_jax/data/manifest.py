@@ -1,30 +1,49 @@
-"""Which recordings there are: from a folder, one file, or a `.jsonl` manifest."""
+"""Which recordings there are: from a folder, one file, or a `.jsonl` manifest; and what is wrong with them."""
 
+import collections
+import concurrent.futures
 import dataclasses
 import hashlib
 import json
+import math
+import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 
-from audiolm_jax import audio
+from audiolm_jax import audio, files
 from audiolm_jax.errors import UserError
 
 VALIDATION_SHARE = 0.05
+HEADER_THREADS = 32
+# Of a manifest's row: the fields of a Recording, `seconds` being its `known_seconds`.
+KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("path", "id", "speaker", "split", "text"), (str,)),
+    **dict.fromkeys(("start", "end", "seconds"), (int, float)),
+    "segments": (list,),
+    "is_end": (bool,),
+}
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Recording:
-    """One stretch of one audio file.
+    """One stretch of one audio file, or of some of its segments one behind the other.
 
     Attributes:
       id: unique within the manifest.
       path: the audio file.
       speaker: who speaks; "" where nothing tells.
-      start, end: seconds within the file; None is the end of the file.
+      start, end: seconds within the file, or within the joined segments; None is the end.
       split: "train", "validation", or any other name that a manifest gives.
       text: transcript, "" where there is none.
+      segments: seconds within the file, from and to, that are read without what lies between them; none: all of it.
+      is_end: whether it ends where a speaker or piece does, at a true end; by default, whether `end` is None.
+      known_seconds: its length, where a manifest says it: then no header is read for it.
     """
 
     id: str
@@ -34,35 +53,63 @@ class Recording:
     end: float | None = None
     split: str = "train"
     text: str = ""
+    segments: tuple[tuple[float, float], ...] = ()
+    is_end: bool | None = None
+    known_seconds: float | None = None
 
-    @property
-    def is_end(self) -> bool:
-        """Whether the stretch ends where the file does: a true end."""
-        return self.end is None
+    def __post_init__(self):
+        if self.is_end is None:
+            object.__setattr__(self, "is_end", self.end is None)
+
+    def stretches(self) -> list[audio.Stretch]:
+        """What is read of the file: seconds from and to, in order."""
+        if not self.segments:
+            return [(self.start, self.end)]
+        stop = math.inf if self.end is None else self.end
+        stretches: list[audio.Stretch] = []
+        position = 0.0
+        for onset, offset in self.segments:
+            first, last = max(self.start - position, 0.0), min(stop - position, offset - onset)
+            if first < last:
+                stretches.append((onset + first, onset + last))
+            position += offset - onset
+        return stretches
 
     def seconds(self) -> float:
-        """Length, read from the file's header. Raises UserError for a bad file."""
+        """Length, as the manifest says or else the file's header. Raises UserError for a bad file."""
+        if self.known_seconds is not None:
+            return self.known_seconds
         whole = audio.duration(self.path)
-        length = (whole if self.end is None else min(self.end, whole)) - self.start
+        length = sum(max(0.0, (whole if end is None else min(end, whole)) - start) for start, end in self.stretches())
         if length <= 0:
             raise UserError("stretch outside of the recording", f"{self.path} ({self.start} s …)", "mend the manifest")
         return length
 
+    def crop(self, start: float, stop: float) -> "Recording":
+        """The stretch of it from `start` to `stop` seconds."""
+        return dataclasses.replace(
+            self, start=self.start + start, end=self.start + stop, is_end=False, known_seconds=stop - start
+        )
+
     def read(self, sample_rate: int) -> np.ndarray:
-        """The samples; see `audio.read`."""
-        return audio.read(self.path, sample_rate, self.start, self.end)
+        """The samples; see `audio.read_joined`."""
+        return audio.read_joined(self.path, sample_rate, self.stretches())
 
 
 def read_manifest(path: str | pathlib.Path) -> list[Recording]:
     """Lists the recordings of a folder (searched recursively), one file or a `.jsonl` manifest, sorted by id.
 
-    In a folder the speaker is the first sub-folder and the id is the relative path without its
-    extension. A manifest's relative paths start at its own folder; `split` is optional there.
+    In a folder the speaker is the first sub-folder and the id is the relative path without its extension. A manifest's
+    relative paths start at its own folder; `split` is optional there. What has none gets one by `with_splits`.
 
     Raises:
-      UserError: nothing there, a malformed line, or an id that comes twice.
+      UserError: nothing there, or a malformed line.
     """
-    path = pathlib.Path(path)
+    return sorted(with_splits(list_recordings(pathlib.Path(path))), key=lambda recording: recording.id)
+
+
+def list_recordings(path: pathlib.Path) -> list[Recording]:
+    """As `read_manifest`, but in no order, and the split is "" where nothing tells it."""
     if path.is_dir():
         recordings = _read_folder(path)
     elif not path.is_file():
@@ -71,10 +118,6 @@ def read_manifest(path: str | pathlib.Path) -> list[Recording]:
         recordings = _read_jsonl(path)
     else:
         recordings = [Recording(id=path.stem, path=path)]
-    recordings.sort(key=lambda recording: recording.id)
-    for first, second in zip(recordings, recordings[1:], strict=False):
-        if first.id == second.id:
-            raise UserError("id comes twice", f"{first.id} ({first.path}, {second.path})", "make ids unique")
     if not recordings:
         raise UserError("no recordings", path, f"expected files ending in {', '.join(audio.EXTENSIONS)}")
     return recordings
@@ -82,37 +125,55 @@ def read_manifest(path: str | pathlib.Path) -> list[Recording]:
 
 def _read_folder(folder: pathlib.Path) -> list[Recording]:
     paths = [path for path in folder.rglob("*") if path.suffix.lower() in audio.EXTENSIONS and not path.is_dir()]
-    relative = {path: path.relative_to(folder) for path in paths}
-    stems = [str(name.with_suffix("")) for name in relative.values()]
-    twice = {stem for stem in stems if stems.count(stem) > 1} if len(set(stems)) < len(stems) else set()
-    recordings = []
-    for path, name in relative.items():
-        stem = name.with_suffix("").as_posix()
-        identifier = name.as_posix() if stem in twice else stem
-        speaker = name.parts[0] if len(name.parts) > 1 else ""
-        recordings.append(Recording(identifier, path, speaker, split=_split_of(identifier)))
-    if len(recordings) > 1 and len({recording.split for recording in recordings}) == 1:
-        # Too few for the hash to have hit both: hold out the last in hash order.
-        last = max(recordings, key=lambda recording: _hash(recording.id))
-        splits = ["validation" if recording is last else "train" for recording in recordings]
-        recordings = [dataclasses.replace(r, split=split) for r, split in zip(recordings, splits, strict=True)]
-    return recordings
+    names = [path.relative_to(folder) for path in paths]
+    count = collections.Counter(name.with_suffix("") for name in names)
+    return [
+        Recording(
+            id=_printable((name if count[name.with_suffix("")] > 1 else name.with_suffix("")).as_posix()),
+            path=path,
+            speaker=_printable(name.parts[0]) if len(name.parts) > 1 else "",
+            split="",
+        )
+        for path, name in zip(paths, names, strict=True)
+    ]
+
+
+def _printable(name: str) -> str:
+    """A file's name as text that can be written, even where it is not in the file system's encoding."""
+    return name.encode(errors="backslashreplace").decode()
+
+
+def with_splits(recordings: Sequence[Recording], validation_share: float = VALIDATION_SHARE) -> list[Recording]:
+    """The same recordings; those whose split is "" go to "validation" or "train" by a hash.
+
+    Where there are several speakers, the hash is of the speaker, who is then in one split alone; a recording without
+    a speaker, or where all have the same, goes by its id. So what a speaker or recording belongs to does not change
+    when others come or go. Only where the hash would hold out none, it holds out the one that comes nearest; others
+    that come nearer later take that place, and it goes to "train".
+    """
+    speakers = {recording.speaker for recording in recordings if recording.speaker}
+    keys = [(recording.speaker if len(speakers) > 1 else "") or recording.id for recording in recordings]
+    hashes = {key: _hash(key) for key, recording in zip(keys, recordings, strict=True) if not recording.split}
+    held_out = {key for key, value in hashes.items() if value < validation_share}
+    if not held_out and len(hashes) > 1 and all(recording.split != "validation" for recording in recordings):
+        held_out = {min(hashes, key=hashes.__getitem__)}
+    return [
+        recording
+        if recording.split
+        else dataclasses.replace(recording, split="validation" if key in held_out else "train")
+        for recording, key in zip(recordings, keys, strict=True)
+    ]
 
 
 def _hash(identifier: str) -> float:
-    """A number in [0, 1) that depends on the id alone."""
+    """A number in [0, 1) that depends on the identifier alone."""
     return int.from_bytes(hashlib.sha256(identifier.encode()).digest()[:8]) / 2**64
 
 
-def _split_of(identifier: str) -> str:
-    return "validation" if _hash(identifier) < VALIDATION_SHARE else "train"
-
-
 def _read_jsonl(path: pathlib.Path) -> list[Recording]:
-    text, number = (str,), (int, float)
-    kinds = {"path": text, "id": text, "speaker": text, "split": text, "text": text, "start": number, "end": number}
     recordings = []
-    for row_number, line in enumerate(path.read_text().splitlines(), 1):
+    paths: dict[str, pathlib.Path] = {}
+    for row_number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
         where = f"{path} line {row_number}"
@@ -122,20 +183,83 @@ def _read_jsonl(path: pathlib.Path) -> list[Recording]:
             raise UserError(f"not JSON ({error})", where, "write one object a line") from error
         if not isinstance(row, dict) or "path" not in row:
             raise UserError("no `path`", where, 'write {"path": …} with optional id, speaker, start, end, split, text')
-        fields = {name: value for name, value in row.items() if name in kinds and value is not None}
+        fields = {name: value for name, value in row.items() if name in KINDS and value is not None}
         for name, value in fields.items():
-            if not isinstance(value, kinds[name]):
-                raise UserError(f"`{name}` of the wrong type", where, "see the README on manifests")
-        audio_path = path.parent / fields.pop("path")
-        default_id = f"{row['path']}@{fields['start']}" if "start" in fields else row["path"]
-        identifier = fields.pop("id", default_id)
-        fields.setdefault("split", _split_of(identifier))
-        recordings.append(Recording(identifier, audio_path, **fields))
+            _check_field(name, value, where)
+        name = fields.pop("path")
+        fields.setdefault("id", f"{name}@{fields['start']}" if "start" in fields else name)
+        fields.setdefault("split", "")
+        fields["segments"] = tuple((onset, offset) for onset, offset in fields.get("segments", ()))
+        fields["known_seconds"] = fields.pop("seconds", None)
+        recordings.append(Recording(path=paths.setdefault(name, path.parent / name), **fields))
     return recordings
 
 
+def _lines(path: pathlib.Path) -> Iterator[str]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            yield from file
+    except UnicodeDecodeError as error:
+        raise UserError("manifest not in UTF-8", path, "write it in UTF-8") from error
+
+
+def _check_field(name: str, value: Any, where: str):
+    kinds = KINDS[name]
+    is_right = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+    if not is_right:
+        raise UserError(f"`{name}` of the wrong type", where, "see the README on manifests")
+    if float in kinds and not 0 <= value < math.inf:
+        raise UserError(f"`{name}` must be 0 or more", where, "give seconds")
+    if name == "segments" and not are_segments(value):
+        raise UserError("`segments` must be pairs of seconds, from and to", where, "see the README on manifests")
+
+
+def are_segments(value: Any) -> TypeGuard[list[list[float]]]:
+    """Whether it is a list of [from, to] in seconds."""
+
+    def is_segment(pair: Any) -> bool:
+        match pair:
+            case [int() | float() as onset, int() | float() as offset]:
+                return 0 <= onset <= offset < math.inf
+        return False
+
+    return isinstance(value, list) and all(map(is_segment, value))
+
+
+def write_manifest(path: pathlib.Path, recordings: Iterable[Recording], notes: Mapping[str, Mapping[str, Any]]):
+    """Writes what `read_manifest` reads, the whole file or nothing.
+
+    Args:
+      path: the `.jsonl` file. Recordings below its folder move with it; of others the whole path is written.
+      recordings: one a line.
+      notes: further fields of a line, by the recording's id, for people and programs other than this one.
+    """
+    folder = pathlib.Path(os.path.abspath(path.parent))
+    with files.new_file(path) as scratch, open(scratch, "w") as file:
+        for recording in recordings:
+            row = _row(recording, folder) | dict(notes.get(recording.id, {}))
+            file.write(json.dumps(row) + "\n")
+
+
+def _row(recording: Recording, folder: pathlib.Path) -> dict[str, Any]:
+    path = pathlib.Path(os.path.abspath(recording.path))
+    row: dict[str, Any] = {
+        "path": str(path.relative_to(folder) if path.is_relative_to(folder) else path),
+        "id": recording.id,
+        "split": recording.split,
+    }
+    plain = Recording(recording.id, recording.path, end=recording.end)
+    for name in ("speaker", "start", "segments", "is_end", "text"):
+        if getattr(recording, name) != getattr(plain, name):
+            row[name] = getattr(recording, name)
+    for name, value in (("end", recording.end), ("seconds", recording.known_seconds)):
+        if value is not None:
+            row[name] = value
+    return row
+
+
 def usable(recordings: list[Recording], report: Callable[[str], None]) -> tuple[list[Recording], list[float]]:
-    """The recordings whose headers can be read, and their seconds.
+    """The recordings whose headers can be read, the first of each id, and their seconds.
 
     Args:
       recordings: what to look at.
@@ -144,17 +268,37 @@ def usable(recordings: list[Recording], report: Callable[[str], None]) -> tuple[
     Raises:
       UserError: none is usable; where there was one alone, its own error.
     """
-    kept: list[Recording] = []
+    kept: dict[str, Recording] = {}
     seconds: list[float] = []
     refused: list[UserError] = []
-    for recording in recordings:
-        try:
-            seconds.append(recording.seconds())
-            kept.append(recording)
-        except UserError as error:
-            refused.append(error)
+    for recording, length in zip(recordings, in_threads(Recording.seconds, recordings), strict=True):
+        if isinstance(length, UserError):
+            refused.append(length)
+        elif recording.id in kept:
+            refused.append(repeated(recording, kept[recording.id]))
+        else:
+            kept[recording.id] = recording
+            seconds.append(length)
     if recordings and not kept:
         raise refused[0]
     for reason in refused:
         report(f"left out: {reason}")
-    return kept, seconds
+    return list(kept.values()), seconds
+
+
+def repeated(recording: Recording, first: Recording) -> UserError:
+    """What is wrong with a recording whose id another had before it."""
+    return UserError("id comes twice", f"{recording.path} (id {recording.id}, as {first.path})", "make ids unique")
+
+
+def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result | UserError]:
+    """`function` of each item, in order; where it raises a UserError, that error. For waiting, not for computing."""
+
+    def outcome(item: Item) -> Result | UserError:
+        try:
+            return function(item)
+        except UserError as error:
+            return error
+
+    with concurrent.futures.ThreadPoolExecutor(HEADER_THREADS) as pool:
+        yield from pool.map(outcome, items)

@@ -63,11 +63,8 @@ class AudioCrops:
         if shift:
             start = min(max(0.0, start), max(0.0, seconds - self.crop_seconds))
         stop = min(start + self.crop_seconds, seconds)
-        stretch = manifest.Recording(
-            recording.id, recording.path, start=recording.start + start, end=recording.start + stop
-        )
         size = round(self.crop_seconds * self.sample_rate)
-        wave_W = stretch.read(self.sample_rate)[:size]
+        wave_W = recording.crop(start, stop).read(self.sample_rate)[:size]
         return {
             "wave_BW": np.pad(wave_W, (0, size - len(wave_W))).astype(np.float32),
             "lengths_B": np.array(len(wave_W), np.int32),

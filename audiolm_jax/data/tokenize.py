@@ -132,7 +132,7 @@ def plan(recordings: Sequence[manifest.Recording], seconds: Sequence[float], sha
 
 def _begin(folder: pathlib.Path, shards: list[Shard], fingerprints: dict[str, str]):
     """Notes what is being made; what another plan left in the folder is cleared away."""
-    members = [[shard.name, [[r.id, str(r.path), r.start, r.end] for r in shard.recordings]] for shard in shards]
+    members = [[shard.name, [[r.id, str(r.path), r.stretches()] for r in shard.recordings]] for shard in shards]
     digest = hashlib.sha256(json.dumps([members, fingerprints], sort_keys=True).encode()).hexdigest()
     note = folder / "plan.json"
     if not note.is_file() or json.loads(note.read_text()) != digest:
