@@ -4,8 +4,6 @@ What is rendered stays apart from what was recorded: every file lies below `rend
 its tokens, begins with that word, and every row of the manifest says `"source": "rendered"`.
 """
 
-import json
-import os
 import pathlib
 import shutil
 import subprocess
@@ -66,18 +64,9 @@ def render(midi: str, output: str, soundfont: str | None, report: Callable[[str]
                 files.write_bytes(scratch / SOURCE / f"{name}.flac", audio.encode_wav(wave_W, SAMPLE_RATE, "FLAC"))
         if len(refused) == len(scores):
             raise refused[0]
-        rows = [
-            {
-                "path": os.path.relpath(recording.path, scratch),
-                "id": recording.id,
-                "speaker": recording.speaker,
-                "split": recording.split,
-                "source": SOURCE,
-                "soundfont": instrument.name,
-            }
-            for recording in manifest.read_manifest(scratch)
-        ]
-        (scratch / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        recordings = manifest.read_manifest(scratch)
+        notes = {recording.id: {"source": SOURCE, "soundfont": instrument.name} for recording in recordings}
+        manifest.write_manifest(scratch / "manifest.jsonl", recordings, notes)
 
 
 def _find_scores(path: pathlib.Path) -> dict[str, pathlib.Path]:
