@@ -58,7 +58,8 @@ def write_shards(
     """
 
     def write(workshop, shards, batch_seconds, advance):
-        logging.getLogger("apache_beam").setLevel(logging.ERROR)
+        # What goes wrong is raised.
+        logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
         log = workshop.folder / "workers.log"
         engine, flags = _direct(num_workers, log) if runner == "direct" else (runner, [f"--num_workers={num_workers}"])
         offsets = _write_list(workshop, shards)

@@ -206,14 +206,20 @@ class _Records(Sequence[dict[str, Any]]):
         return len(self._source)
 
     def __getitem__(self, index):
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         try:
-            return self._source[index]
-        except IndexError:
-            raise
+            record = self._source[index]
         except Exception as error:  # Whatever ArrayRecord and the decoding of a record raise.
-            path = self._paths[int(np.searchsorted(self._ends, index, side="right"))]
-            advice = "find all damaged shards by `audiolm tokenize --verify`"
-            raise UserError(f"shard is damaged ({error})", path, advice) from error
+            raise self._damaged(index, str(error)) from error
+        # Of a file that was cut ArrayRecord reads what is gone as empty.
+        if record["id"] is None:
+            raise self._damaged(index, "a record is lost")
+        return record
+
+    def _damaged(self, index: int, why: str) -> UserError:
+        path = self._paths[int(np.searchsorted(self._ends, index, side="right"))]
+        return UserError(f"shard is damaged ({why})", path, "find all such shards by `audiolm tokenize --verify`")
 
 
 class TokenDataset:

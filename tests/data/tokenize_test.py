@@ -34,7 +34,7 @@ def recordings(tmp_path_factory):
 
 
 def request(recordings, output, **fields):
-    return tokenize.Request(recordings, output, **{"shard_seconds": 2.0, "batch_seconds": 4.0, **fields})
+    return tokenize.Request(recordings, output, **{"shard_seconds": 1.0, "batch_seconds": 4.0, **fields})
 
 
 def ignore(line):
@@ -75,8 +75,12 @@ def test_records_are_the_recordings_tokens(recordings, whole):
         "recordings": 12, "seconds": total[0] / 16000, "semantic_tokens": total[1], "acoustic_tokens": total[2],
         "left_out": {},
     }  # fmt: skip
-    train = [fakes.semantic(soundfile.read(r.path, dtype="float32")[0]) for r in recordings if r.split == "train"]
-    train[3] = train[3][:13]
+    frames = {"r06": 8000}
+    train = [
+        fakes.semantic(soundfile.read(recording.path, frames.get(recording.id, -1), dtype="float32")[0])
+        for recording in recordings
+        if recording.split == "train"
+    ]
     runs = sum(1 + int((tokens[1:] != tokens[:-1]).sum()) for tokens in train)
     assert dataset.metadata.mean_run_length == pytest.approx(sum(map(len, train)) / runs, rel=1e-12)
 
@@ -84,7 +88,7 @@ def test_records_are_the_recordings_tokens(recordings, whole):
 def test_files_are_tfds_files_with_checksums(whole):
     names = sorted(path.name for path in whole.iterdir())
     shards = [f"folder_tokens-train.array_record-{i:05}-of-00004" for i in range(4)]
-    shards += [f"folder_tokens-validation.array_record-{i:05}-of-00002" for i in range(2)]
+    shards += [f"folder_tokens-validation.array_record-{i:05}-of-00004" for i in range(4)]
     others = ["SHA256SUMS", "dataset_info.json", "features.json", "left_out.jsonl", "metadata.json"]
     others += ["num_frames_train.npy", "num_frames_validation.npy", "tokenization.json"]
     assert names == sorted(shards + others)
@@ -127,7 +131,7 @@ def test_whatever_a_run_was_doing_when_it_died_the_next_one_goes_on(recordings, 
     class Killed(BaseException):
         pass
 
-    left, calls = 0, []
+    left = 0
 
     def dying(function, after):
         def call(*arguments, **options):
@@ -138,38 +142,31 @@ def test_whatever_a_run_was_doing_when_it_died_the_next_one_goes_on(recordings, 
             result = function(*arguments, **options)
             if left < 0:
                 raise Killed
-            calls.append(arguments)
             return result
 
         return call
 
-    def patch(after):
-        monkeypatch.setattr(os, "replace", dying(real_replace, after))
-        monkeypatch.setattr(token_dataset, "write_num_frames", dying(real_frames, after))
-        monkeypatch.setattr(shutil, "rmtree", dying(real_rmtree, after))
-
-    real_replace, real_frames, real_rmtree = os.replace, token_dataset.write_num_frames, shutil.rmtree
-    for after in (False, True):
-        for survived in range(100):
-            output = tmp_path / f"{after}{survived}"
-            left, tokenizers = survived, fakes.load()
-            patch(after)
-            try:
-                tokenize.tokenize(request(recordings, output), tokenizers, ignore)
-            except Killed:
-                pass
-            else:
-                break
-            finally:
-                monkeypatch.undo()
-            again = fakes.load()
-            tokenize.tokenize(request(recordings, output), again, ignore)
-            assert contents(output) == contents(whole)
-            assert not (tmp_path / f"{output.name}.incomplete").exists()
-            # One shard at most is made twice.
-            encoded = [sum(b for b, _ in t.codec.shapes) for t in (tokenizers, again)]
-            assert 12 <= sum(encoded) <= 12 + 4
-        assert survived > 15
+    for survived in range(100):
+        for module, name in ((os, "replace"), (token_dataset, "write_num_frames"), (shutil, "rmtree")):
+            monkeypatch.setattr(module, name, dying(getattr(module, name), after=bool(survived % 2)))
+        output = tmp_path / str(survived)
+        left, tokenizers = survived, fakes.load()
+        try:
+            tokenize.tokenize(request(recordings, output), tokenizers, ignore)
+        except Killed:
+            pass
+        else:
+            break
+        finally:
+            monkeypatch.undo()
+        again = fakes.load()
+        tokenize.tokenize(request(recordings, output), again, ignore)
+        assert contents(output) == contents(whole)
+        assert not (tmp_path / f"{output.name}.incomplete").exists()
+        # At most one shard is made twice.
+        encoded = [sum(batch for batch, _ in both.codec.shapes) for both in (tokenizers, again)]
+        assert 12 <= sum(encoded) <= 12 + 4
+    assert survived > 15
 
 
 def test_another_request_begins_anew_alone_but_hosts_refuse(recordings, tmp_path):
@@ -279,7 +276,7 @@ def test_a_missing_shard_is_named_at_once(copy):
 
 
 def test_a_damaged_shard_is_named_by_its_checksum_and_in_reading(copy):
-    assert token_dataset.verify(copy, ignore) == 13
+    assert token_dataset.verify(copy, ignore) == 15
     path = copy / "folder_tokens-train.array_record-00001-of-00004"
     good = path.read_bytes()
     damaged = bytearray(good)
@@ -291,12 +288,20 @@ def test_a_damaged_shard_is_named_by_its_checksum_and_in_reading(copy):
     with pytest.raises(UserError, match=rf"{path.name} is damaged \(SHA-256 is {found}, was"):
         token_dataset.verify(copy, lines.append)
     assert len(lines) == 1 and hashlib.sha256(good).hexdigest() in lines[0]
+
+
+def test_reading_names_a_damaged_shard(copy):
+    path = copy / "folder_tokens-train.array_record-00001-of-00004"
+    good = path.read_bytes()
     source = token_dataset.TokenDataset(str(copy)).source("train")
-    path.write_bytes(good[: len(good) // 2])
-    with pytest.raises(UserError, match=f"shard is damaged .*{path.name}"):
-        list(token_dataset.TokenDataset(str(copy)).source("train"))
     with pytest.raises(IndexError):
         source[len(source)]
+    # Cut in the padding, in the records; an empty file; other bytes where the index of the records is.
+    at = good.rindex(good.rstrip(b"\0")[-1]) - 40
+    for damaged in (good[:-10], good[: len(good) // 2], b"", good[:at] + bytes(255 - x for x in good[at:])):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=f"shard is damaged .*{path.name}; find all such shards"):
+            list(token_dataset.TokenDataset(str(copy)).source("train"))
 
 
 def test_verify_and_missing_arguments_on_the_command_line(copy, capsys):
@@ -306,7 +311,7 @@ def test_verify_and_missing_arguments_on_the_command_line(copy, capsys):
         captured = capsys.readouterr()
         return stopped.value.code, captured.out, captured.err
 
-    assert run(f"--verify={copy}") == (0, "all 13 files are as they were written\n", "")
+    assert run(f"--verify={copy}") == (0, "all 15 files are as they were written\n", "")
     (copy / "features.json").write_text("{}")
     code, _, error = run(f"--verify={copy}")
     assert code == 2 and "error: features.json is damaged" in error.splitlines()[-1]
