@@ -84,8 +84,8 @@ extras_require = {
         "visqol-python[accel]>=3.8,<4",
     ],
     "test": [
-        # Beam's workers and a server of Cloud Storage's protocol on this machine, TPU topologies without a TPU, a linter
-        # of shell scripts.
+        # Beam's workers and a server of Cloud Storage's protocol on this machine, TPU topologies without a TPU, a
+        # linter of shell scripts.
         "apache-beam>=2.77,<3",
         "gcp-storage-emulator>=2024.8",
         "gcsfs>=2025.2",

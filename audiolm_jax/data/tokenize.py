@@ -95,11 +95,11 @@ class Request:
 
     def digest(self, fingerprints: Mapping[str, str]) -> str:
         """Hash of everything that decides what the dataset holds."""
-        members = [
-            [r.id, os.path.abspath(r.path), r.speaker, r.start, r.end, r.is_end, r.split] for r in self.recordings
-        ]
+        names = [field.name for field in dataclasses.fields(manifest.Recording)]
+        members = [[getattr(recording, name) for name in names] for recording in self.recordings]
         asked = [members, dict(fingerprints), self.shard_seconds, self.batch_seconds]
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        text = json.dumps(asked, sort_keys=True, default=os.path.abspath)
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,17 +230,16 @@ def _measure(workshop: Workshop, request: Request, report: Callable[[str], None]
     except UserError:
         shutil.rmtree(workshop.folder)
         raise
-    seconds = {recording.id: length for recording, length in zip(usable, lengths, strict=True)}
-    refused = [recording for recording in request.recordings if recording.id not in seconds]
+    kept, remaining = set(map(id, usable)), iter(lengths)
+    seconds = [next(remaining) if id(recording) in kept else None for recording in request.recordings]
+    refused = [recording for recording, length in zip(request.recordings, seconds, strict=True) if length is None]
     for reason in reasons:
         report(reason)
-    return {
-        "seconds": [seconds.get(recording.id) for recording in request.recordings],
-        "left_out": [
-            _left_out(recording, reason.removeprefix("left out: "))
-            for recording, reason in zip(refused, reasons, strict=True)
-        ],
-    }
+    left_out = [
+        _left_out(recording, reason.removeprefix("left out: "))
+        for recording, reason in zip(refused, reasons, strict=True)
+    ]
+    return {"seconds": seconds, "left_out": left_out}
 
 
 def plan_shards(
