@@ -10,6 +10,7 @@ byte. Whichever process finds all shards whole finishes the dataset.
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -135,9 +136,9 @@ class Workshop:
         """Those that are not whole yet."""
         return [shard for shard in shards if not self.summary(shard).is_file()]
 
-    def alone(self, wait: bool = True):
-        """Context in which no other process plans or finishes."""
-        return files.exclusive(self.folder / ".lock", "another run is writing this dataset", self.folder, wait)
+    def alone(self) -> contextlib.AbstractContextManager[None]:
+        """Waits until no other process plans or finishes, and keeps others from it."""
+        return files.exclusive(self.folder / ".lock", "another run is writing this dataset", self.folder, wait=True)
 
 
 # Makes shards whole: (workshop, shards, batch_seconds, advance by so many seconds).
@@ -291,6 +292,8 @@ def write_shard(
     scratch = workshop.folder / f"{shard.name}.{uuid.uuid4().hex}"
     try:
         token_dataset.write_shard(scratch, records, tokenizers.codec.num_quantizers)
+        with open(scratch, "rb+") as file:
+            files.flush_to_disk(file)
         summary = {
             "frames": [len(record["semantic"]) for record in records],
             "runs": sum(int(run_starts(record["semantic"]).sum()) for record in records),
