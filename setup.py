@@ -73,6 +73,8 @@ extras_require = {
     # CUDA 13 wants NVIDIA driver 580 or newer; cuda12 serves the older ones.
     "cuda": ["jax[cuda13]"],
     "cuda12": ["jax[cuda12]"],
+    # Tokenizing on many machines. Dataflow's client comes with apache-beam[gcp].
+    "beam": ["apache-beam>=2.77,<3"],
     # Judges of the evaluation suites. pesq and ViSQOL's libsvm are compiled on installation: they want a C++ compiler.
     # With Numba ViSQOL is eighteen times as fast.
     "eval": [
@@ -82,7 +84,9 @@ extras_require = {
         "visqol-python[accel]>=3.8,<4",
     ],
     "test": [
-        # A server of Cloud Storage's protocol on this machine, TPU topologies without a TPU, a linter of shell scripts.
+        # Beam's workers and a server of Cloud Storage's protocol on this machine, TPU topologies without a TPU, a
+        # linter of shell scripts.
+        "apache-beam>=2.77,<3",
         "gcp-storage-emulator>=2024.8",
         "gcsfs>=2025.2",
         "libtpu",

@@ -271,10 +271,7 @@ def _add_sweep(command):
 def _sweep(options, overrides):
     from audiolm_jax.sweep import sweep
 
-    try:
-        launcher = shlex.split(options.launcher)
-    except ValueError as error:
-        raise UserError(f"cannot be split ({error})", f"--launcher={options.launcher}", "close the quote") from error
+    launcher = _split("--launcher", options.launcher)
     if launcher and options.backend == "local":
         raise UserError("no script to give options to", f"--launcher={options.launcher}", "leave it out with local")
     return sweep(
@@ -348,12 +345,36 @@ def _add_tokenizing(command):
         "tokenize",
         _tokenize,
         "Recordings to a token dataset: semantic and acoustic tokens in a TFDS dataset (ArrayRecord).",
-        "Reads WAV, FLAC, MP3, Ogg at any rate and channel count. Run again after a crash, it goes on.",
+        "Reads WAV, FLAC, MP3, Ogg at any rate and channel count; what cannot be read is listed in left_out.jsonl.\n"
+        "Run again after a crash, it goes on. However many share the work, the dataset is the same, byte for byte.\n\n"
+        "Several hosts that see the same folders, or several accelerators, each the same command with its number; the\n"
+        "last one to be ready finishes the dataset:\n"
+        "  audiolm tokenize ... --num_hosts=8 --host=0\n\n"
+        "Apache Beam (extra `beam`), on this machine or on a cluster whose workers see the same folders:\n"
+        "  audiolm tokenize ... --runner=direct --num_workers=2\n"
+        "  audiolm tokenize ... --runner=flink --pipeline_options='--flink_master=HOST:8081'\n\n"
+        "Is a dataset as it was written?\n"
+        "  audiolm tokenize --verify=DATASET",
     )
-    added.add_argument("--codec", required=True, metavar="DIR", help="SoundStream: workdir, checkpoint or export")
-    added.add_argument("--semantic_tokenizer", required=True, metavar="DIR", help="made by `audiolm fit-kmeans`")
-    added.add_argument("--input", required=True, metavar="PATH", help="folder, recording or .jsonl manifest")
-    added.add_argument("--output", required=True, metavar="DIR", help="new folder of the dataset")
+    parts = {
+        "codec": ("DIR", "SoundStream: workdir, checkpoint or export"),
+        "semantic_tokenizer": ("DIR", "made by `audiolm fit-kmeans`"),
+        "input": ("PATH", "folder, recording or .jsonl manifest"),
+        "output": ("DIR", "new folder of the dataset"),
+    }
+    for name, (value, text) in parts.items():
+        added.add_argument(f"--{name}", metavar=value, help=text)
+    text = "audio a shard: what a killed run loses at most (default: %(default)s)"
+    added.add_argument("--shard_seconds", type=float, default=1800.0, metavar="s", help=text)
+    text = "audio encoded at once, padding included; more where the accelerator's memory allows (default: %(default)s)"
+    added.add_argument("--batch_seconds", type=float, default=60.0, metavar="s", help=text)
+    added.add_argument("--num_hosts", type=int, default=1, metavar="N", help="processes that share the work")
+    added.add_argument("--host", type=int, default=0, metavar="i", help="number of this one, from 0")
+    text = "direct (this machine), dataflow, flink, spark, or any that Apache Beam knows"
+    added.add_argument("--runner", metavar="NAME", help=text)
+    added.add_argument("--num_workers", type=int, default=1, metavar="N", help="of the runner (default: 1)")
+    added.add_argument("--pipeline_options", default="", metavar="OPTIONS", help="for the runner, in one string")
+    added.add_argument("--verify", metavar="DATASET", help="compare a dataset's files with its SHA256SUMS")
 
 
 def _manifest(options, _):
@@ -392,14 +413,46 @@ def _fit_kmeans(options, _):
     )
 
 
+def _split(name: str, text: str) -> list[str]:
+    """The options in one string."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"cannot be split ({error})", f"{name}={text}", "close the quote") from error
+
+
 def _integers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
 def _tokenize(options, _):
+    if options.verify:
+        from audiolm_jax.data.token_dataset import verify
+
+        print(f"all {verify(options.verify, lambda line: print(line, file=sys.stderr))} files are as they were written")
+        return
+    if missing := [
+        name for name in ("codec", "semantic_tokenizer", "input", "output") if getattr(options, name) is None
+    ]:
+        listed = ", ".join(f"--{name}" for name in missing)
+        raise UserError(f"the following arguments are required: {listed}", "audiolm tokenize", "see its --help")
     from audiolm_jax import commands
 
-    commands.tokenize(options.codec, options.semantic_tokenizer, options.input, options.output)
+    commands.tokenize(
+        commands.TokenizeOptions(
+            codec=options.codec,
+            semantic_tokenizer=options.semantic_tokenizer,
+            input_path=options.input,
+            output=options.output,
+            shard_seconds=options.shard_seconds,
+            batch_seconds=options.batch_seconds,
+            host=options.host,
+            num_hosts=options.num_hosts,
+            runner=options.runner,
+            num_workers=options.num_workers,
+            pipeline_options=_split("--pipeline_options", options.pipeline_options),
+        )
+    )
 
 
 def _add_inspect(command):

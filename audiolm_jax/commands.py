@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -16,7 +17,7 @@ from jax.sharding import Mesh
 
 from audiolm_jax import audio, bundle, clustering, files
 from audiolm_jax.data import manifest
-from audiolm_jax.data.tokenize import tokenize as tokenize_recordings
+from audiolm_jax.data import tokenize as tokenizing
 from audiolm_jax.errors import UserError
 from audiolm_jax.generate import DEFAULT_SECONDS, check_request
 from audiolm_jax.lm.sampling import Sampling
@@ -100,9 +101,41 @@ def compile_config(config: ml_collections.ConfigDict, topology: str, num_slices:
     )
 
 
-def tokenize(codec: str, semantic_tokenizer: str, input_path: str, output: str):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizeOptions:
+    """Options of `audiolm tokenize`, as on the command line."""
+
+    codec: str
+    semantic_tokenizer: str
+    input_path: str
+    output: str
+    shard_seconds: float = tokenizing.SHARD_SECONDS
+    batch_seconds: float = tokenizing.BATCH_SECONDS
+    host: int = 0
+    num_hosts: int = 1
+    runner: str | None = None
+    num_workers: int = 1
+    pipeline_options: Sequence[str] = ()
+
+
+def tokenize(options: TokenizeOptions):
     """Recordings → token dataset; see `data.tokenize.tokenize`."""
-    files.refuse_existing(output)
+    for name in ("shard_seconds", "batch_seconds", "num_workers"):
+        if not 0 < getattr(options, name) < float("inf"):
+            raise UserError("must be more than 0", f"--{name}={getattr(options, name)}", "change it")
+    load = functools.partial(load_tokenizers, options.codec, options.semantic_tokenizer)
+    write_shards = None
+    if options.runner is not None:
+        from audiolm_jax.data import beam  # Reaches for Apache Beam: only where asked for.
+
+        write_shards = beam.write_shards(load, report, options.runner, options.num_workers, options.pipeline_options)
+    recordings = manifest.read_manifest(options.input_path)
+    request = tokenizing.Request(recordings, options.output, options.shard_seconds, options.batch_seconds)
+    tokenizing.tokenize(request, load(), report, options.host, options.num_hosts, write_shards)
+
+
+def load_tokenizers(codec: str, semantic_tokenizer: str) -> tokenizing.Tokenizers:
+    """Loads what makes tokens; raises a UserError for parts that cannot, or that do not fit each other."""
     parts = {"codec": read_part(codec), "semantic_tokenizer": read_part(semantic_tokenizer)}
     codec_model, tokenizer_model = bundle.load_codec(codec), bundle.load_semantic_tokenizer(semantic_tokenizer)
     if codec_model.sample_rate != tokenizer_model.sample_rate:
@@ -110,8 +143,7 @@ def tokenize(codec: str, semantic_tokenizer: str, input_path: str, output: str):
         raise UserError("codec and semantic tokenizer have different sample rates", rates, "use parts of one rate")
     tokenizer_model.vocab_size  # noqa: B018  An encoder without clusters says so before any work is done.
     fingerprints = {role: part.fingerprint() for role, part in parts.items()}
-    recordings = manifest.read_manifest(input_path)
-    tokenize_recordings(recordings, codec_model, tokenizer_model, fingerprints, output, report)
+    return tokenizing.Tokenizers(codec_model, tokenizer_model, fingerprints)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ Paths are local, or — a training workdir only — in a bucket (gs://, s3://), 
 """
 
 import contextlib
+import hashlib
 import os
 import pathlib
 import shutil
@@ -81,6 +82,12 @@ def write_bytes(path: str | os.PathLike[str], data: bytes):
         scratch.write_bytes(data)
 
 
+def sha256(path: str | os.PathLike[str]) -> str:
+    """Checksum of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def flush_to_disk(file: IO):
     """Returns once everything written to an open file is on the disk."""
     file.flush()
@@ -88,10 +95,10 @@ def flush_to_disk(file: IO):
 
 
 @contextlib.contextmanager
-def exclusive(lock: pathlib.Path, what: str, where: str | os.PathLike[str]) -> Iterator[None]:
-    """Holds a lock file that dies with its process; raises UserError(what, where) where another holds it."""
+def exclusive(lock: pathlib.Path, what: str, where: str | os.PathLike[str], wait: bool = False) -> Iterator[None]:
+    """Holds a lock file that dies with its process; where another holds it, waits or raises UserError(what, where)."""
     try:
-        held = filelock.FileLock(lock, timeout=0).acquire()
+        held = filelock.FileLock(lock, timeout=-1 if wait else 0).acquire()
     except filelock.Timeout as error:
         raise UserError(what, where, "wait for it or choose another folder") from error
     with held:

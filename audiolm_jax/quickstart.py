@@ -77,7 +77,14 @@ def quickstart(workdir: str, input_path: str | None = None, steps_scale: float =
             )
         )
     if not os.path.isdir(path["tokens"]):
-        commands.tokenize(path["codec"], path["semantic_tokenizer"], recordings_path, path["tokens"])
+        commands.tokenize(
+            commands.TokenizeOptions(
+                codec=path["codec"],
+                semantic_tokenizer=path["semantic_tokenizer"],
+                input_path=recordings_path,
+                output=path["tokens"],
+            )
+        )
     if status := train_side_by_side(STAGES, path["tokens"], folder, steps_scale):
         return status
     if not os.path.isdir(path["bundle"]):

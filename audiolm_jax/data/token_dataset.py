@@ -6,17 +6,21 @@ A record holds `id`, `semantic` [T_S] (raw, not de-duplicated), `acoustic` [T_A,
 
 import dataclasses
 import functools
+import json
+import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 import numpy as np
 
+from audiolm_jax import files
 from audiolm_jax.errors import UserError
 
 NAME = "folder_tokens"
 FORMAT_VERSION = 1
+ORIGIN_FILE, LEFT_OUT_FILE, CHECKSUMS_FILE = "tokenization.json", "left_out.jsonl", "SHA256SUMS"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,16 +82,25 @@ def shard_name(split: str, shard: int, num_shards: int) -> str:
 
 
 def write_shard(path: pathlib.Path, records: Iterable[dict[str, Any]], num_quantizers: int):
-    """Writes records into one ArrayRecord file."""
+    """Writes records into one ArrayRecord file: the same bytes for the same records."""
     from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.proto import tf_example_pb2
 
     # Random access reads one record a group.
     writer = ArrayRecordWriter(str(path), "group_size:1")
     try:
         for record in records:
-            writer.write(features(num_quantizers).serialize_example(record))
+            # TFDS leaves the order of the fields to chance.
+            example = tf_example_pb2.Example.FromString(features(num_quantizers).serialize_example(record))
+            writer.write(example.SerializeToString(deterministic=True))
     finally:
         writer.close()
+
+
+def write_num_frames(folder: pathlib.Path, num_frames: Mapping[str, Sequence[int]]):
+    """Writes `num_frames_SPLIT.npy`: semantic frames of each record."""
+    for split, frames in num_frames.items():
+        np.save(folder / f"num_frames_{split}.npy", np.asarray(frames, np.int32))
 
 
 def write_info(
@@ -106,8 +119,7 @@ def write_info(
     """
     import tensorflow_datasets as tfds
 
-    for split, frames in num_frames.items():
-        np.save(folder / f"num_frames_{split}.npy", np.asarray(frames, np.int32))
+    write_num_frames(folder, num_frames)
     template = tfds.core.ShardedFileTemplate(data_dir=folder, dataset_name=NAME, filetype_suffix="array_record")
     splits = []
     for split, lengths in shard_lengths.items():
@@ -132,6 +144,84 @@ def write_info(
     )
 
 
+def made_for(data_dir: str | os.PathLike[str]) -> str | None:
+    """Digest of the request that a folder's dataset answers; None where it is no dataset of `audiolm tokenize`."""
+    try:
+        return json.loads((pathlib.Path(data_dir) / ORIGIN_FILE).read_text())["request"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def write_checksums(folder: pathlib.Path, known: Mapping[str, str]):
+    """Writes SHA256SUMS, as `sha256sum --check` reads it, over all files of a dataset.
+
+    Args:
+      folder: of the dataset.
+      known: checksums of files that need not be read again, by name.
+    """
+    names = sorted(path.name for path in folder.iterdir() if path.name != CHECKSUMS_FILE)
+    lines = [f"{known.get(name) or files.sha256(folder / name)}  {name}\n" for name in names]
+    files.write_bytes(folder / CHECKSUMS_FILE, "".join(lines).encode())
+
+
+def verify(data_dir: str | os.PathLike[str], report: Callable[[str], None]) -> int:
+    """Compares every file of a dataset with its checksum.
+
+    Args:
+      data_dir: the dataset.
+      report: called with one line for each file that is missing or damaged.
+
+    Returns:
+      the number of files.
+
+    Raises:
+      UserError: no checksums, or files that are missing or damaged; the first is named.
+    """
+    folder = pathlib.Path(data_dir)
+    if not (folder / CHECKSUMS_FILE).is_file():
+        raise UserError("no checksums", folder / CHECKSUMS_FILE, "give a dataset that `audiolm tokenize` made")
+    entries = [line.split("  ", 1) for line in (folder / CHECKSUMS_FILE).read_text().splitlines()]
+    problems = []
+    for checksum, name in entries:
+        path = folder / name
+        found = files.sha256(path) if path.is_file() else None
+        if found != checksum:
+            problem = "is missing" if found is None else f"is damaged (SHA-256 is {found}, was {checksum})"
+            problems.append(f"{name} {problem}")
+            report(problems[-1])
+    if problems:
+        more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
+        raise UserError(f"{problems[0]}{more}", folder, "restore from a copy, or remove the dataset and tokenize anew")
+    return len(entries)
+
+
+class _Records(Sequence[dict[str, Any]]):
+    """The records of a split; an error in reading names the shard."""
+
+    def __init__(self, source: Sequence[dict[str, Any]], paths: Sequence[pathlib.Path], lengths: Sequence[int]):
+        self._source, self._paths = source, paths
+        self._ends = np.cumsum(lengths)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index):
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        try:
+            record = self._source[index]
+        except Exception as error:  # Whatever ArrayRecord and the decoding of a record raise.
+            raise self._damaged(index, str(error)) from error
+        # Of a file that was cut ArrayRecord reads what is gone as empty.
+        if record["id"] is None:
+            raise self._damaged(index, "a record is lost")
+        return record
+
+    def _damaged(self, index: int, why: str) -> UserError:
+        path = self._paths[int(np.searchsorted(self._ends, index, side="right"))]
+        return UserError(f"shard is damaged ({why})", path, "find all such shards by `audiolm tokenize --verify`")
+
+
 class TokenDataset:
     """An opened token dataset.
 
@@ -152,10 +242,18 @@ class TokenDataset:
         except TypeError as error:
             raise UserError("not a token dataset of this version", data_dir, "tokenize anew") from error
         self.splits = tuple(self._builder.info.splits)
+        there = set(os.listdir(data_dir))
+        for path in (path for split in self.splits for path in self._shards(split)):
+            if path.name not in there:
+                raise UserError("shard is missing", path, "restore it from a copy, or tokenize anew")
+
+    def _shards(self, split: str) -> list[pathlib.Path]:
+        return [self._data_dir / pathlib.Path(path).name for path in self._builder.info.splits[split].filepaths]
 
     def source(self, split: str) -> Sequence[dict[str, Any]]:
-        """The records of a split, by random access."""
-        return self._builder.as_data_source(split=split)
+        """The records of a split, by random access. Reading raises a UserError that names a damaged shard."""
+        source = self._builder.as_data_source(split=split)
+        return _Records(source, self._shards(split), self._builder.info.splits[split].shard_lengths)
 
     def num_frames(self, split: str) -> np.ndarray:
         """Semantic frames of each record of a split, without reading the records."""
