@@ -17,8 +17,9 @@ from audiolm_jax.cli import main
 from audiolm_jax.data import sources, token_dataset
 from audiolm_jax.data.manifest import Recording, read_manifest, usable
 from audiolm_jax.data.pipeline import AudioCrops
-from audiolm_jax.data.tokenize import tokenize
+from audiolm_jax.data.tokenize import Request, tokenize
 from audiolm_jax.errors import UserError
+from tests.data import fakes
 
 RATE = 8000
 
@@ -264,24 +265,6 @@ def test_an_altered_table_is_refused(tmp_path):
         write(tmp_path, "maestro", tmp_path)
 
 
-class Tokenizer:
-    """A codec and a semantic tokenizer of one, that makes tokens of the mean of every frame."""
-
-    sample_rate, frame_rate, codebook_size, num_quantizers, vocab_size = 16_000, 50, 16, 1, 16
-
-    def __init__(self, has_levels: bool):
-        self._has_levels = has_levels
-
-    def num_frames(self, num_samples: int) -> int:
-        return num_samples // 320
-
-    def encode(self, wave_BW, lengths_B=None):
-        frames = self.num_frames(wave_BW.shape[1])
-        mean_BT = wave_BW[:, : frames * 320].reshape(len(wave_BW), frames, 320).mean(2)
-        tokens_BT = (np.abs(mean_BT) * 1000).astype(np.int32) % 16
-        return tokens_BT[..., None] if self._has_levels else tokens_BT
-
-
 GOOD = {"good0", "good1", "good2", "high_rate", "six_channels", "mp3_named_wav"}
 BAD = {
     "cut.flac": "damaged or cut-off audio",
@@ -354,14 +337,14 @@ def test_headers_tell_some_of_the_bad_ones_and_samples_the_others(tmp_path, pois
 
 def test_tokenizing_names_the_bad_ones_and_keeps_the_good_ones(tmp_path, poisoned):
     lines: list[str] = []
-    prints = {"codec": "c", "semantic_tokenizer": "s"}
-    recordings = read_manifest(poisoned)
-    tokenize(recordings, Tokenizer(True), Tokenizer(False), prints, tmp_path / "tokens", lines.append)
-    check_left_out(lines, BAD)
+    tokenize(Request(read_manifest(poisoned), tmp_path / "tokens"), fakes.load(), lines.append)
+    check_left_out([line for line in lines if line.startswith("left out: ")], BAD)
+    listed = (tmp_path / "tokens" / token_dataset.LEFT_OUT_FILE).read_text().splitlines()
+    check_left_out([json.loads(line)["reason"] for line in listed], BAD)
     dataset = token_dataset.TokenDataset(str(tmp_path / "tokens"))
     records = [dict(record) for split in dataset.splits for record in dataset.source(split)]
     assert {record["id"].decode() for record in records} == GOOD
-    assert {len(record["semantic"]) for record in records} == {50}
+    assert {len(record["semantic"]) for record in records} == {25}
 
 
 @pytest.mark.slow
