@@ -222,10 +222,12 @@ def part(tmp_path_factory):
 def test_a_bundle_on_it_works_from_end_to_end(part, tmp_path):
     model = audiolm_jax.load_bundle(tiny.write_bundle(tmp_path, part))
     parts, recordings = tmp_path / "parts", tiny.write_recordings(tmp_path / "recordings", (2.03, 1.5, 2.6))
-    commands.tokenize(str(parts / "codec"), str(parts / "semantic_tokenizer"), str(recordings), str(tmp_path / "d"))
-    records = token_dataset.TokenDataset(str(tmp_path / "d")).source("train")
-    assert len(records) > 1
-    for record in (records[index] for index in range(len(records))):
+    roles = {role: str(parts / role) for role in ("codec", "semantic_tokenizer")}
+    commands.tokenize(commands.TokenizeOptions(**roles, input_path=str(recordings), output=str(tmp_path / "d")))
+    dataset = token_dataset.TokenDataset(str(tmp_path / "d"))
+    records = [record for split in dataset.splits for record in dataset.source(split)]
+    assert len(records) == 3
+    for record in records:
         assert len(record["acoustic"]) == model.codec.num_frames(int(record["num_samples"]))
         for name in ("coarse", "fine"):
             stage = stage_from_config(read_part(parts / name).config)
