@@ -1,5 +1,6 @@
 """Tokenizing in several processes: hosts, and the workers of Apache Beam, killed and started again."""
 
+import contextlib
 import json
 import os
 import resource
@@ -116,10 +117,8 @@ def test_workers_that_outlive_their_driver_do_no_harm(world):
     options = ("--runner=direct", "--num_workers=2")
     orphaned = kill_in_the_midst(world, "orphans", *options, driver_alone=True)
     assert start(world, "orphans").wait() == 0
-    try:
+    with contextlib.suppress(ProcessLookupError):  # They may have noticed, and gone.
         os.killpg(orphaned.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     assert contents(world / "orphans") == contents(world / "alone")
     assert not (world / "orphans.incomplete").exists()
 

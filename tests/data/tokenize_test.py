@@ -151,14 +151,15 @@ def test_whatever_a_run_was_doing_when_it_died_the_next_one_goes_on(recordings, 
             monkeypatch.setattr(module, name, dying(getattr(module, name), after=bool(survived % 2)))
         output = tmp_path / str(survived)
         left, tokenizers = survived, fakes.load()
+        killed = False
         try:
             tokenize.tokenize(request(recordings, output), tokenizers, ignore)
         except Killed:
-            pass
-        else:
-            break
+            killed = True
         finally:
             monkeypatch.undo()
+        if not killed:
+            break
         again = fakes.load()
         tokenize.tokenize(request(recordings, output), again, ignore)
         assert contents(output) == contents(whole)
