@@ -101,8 +101,7 @@ class Curve:
     floor: tuple[str, float] | None = None
 
     def picture_uri(self) -> str:
-        figure = matplotlib.figure.Figure(figsize=(4.2, 2.8), layout="constrained")
-        axes = figure.subplots()
+        figure, axes = _figure()
         axes.plot(*np.reshape(self.train, (-1, 2)).T, linewidth=1.5, color=MUTED, label="training")
         axes.plot(
             *np.reshape(self.held_out, (-1, 2)).T, "o-", linewidth=1.5, markersize=4, color=ACCENT, label="held out"
@@ -110,7 +109,6 @@ class Curve:
         if self.floor is not None:
             axes.axhline(self.floor[1], color="#b3261e", linestyle="--", linewidth=1, label=self.floor[0])
         axes.set(title=self.title, xlabel="step", ylabel=self.label)
-        axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize="small")
         return _figure_uri(figure)
 
@@ -134,8 +132,7 @@ class IntervalPlot:
     logarithmic: bool = False
 
     def picture_uri(self) -> str:
-        figure = matplotlib.figure.Figure(figsize=(4.2, 2.8), layout="constrained")
-        axes = figure.subplots()
+        figure, axes = _figure()
         for (name, points), color in zip(self.series.items(), (ACCENT, MUTED)):
             places = [place for place, _ in points]
             value, low, high = (
@@ -146,7 +143,6 @@ class IntervalPlot:
                 axes.axhline(self.floors[name], color=color, linestyle="--", linewidth=1)
         axes.set(title=self.title, xlabel=self.label)
         axes.set(xscale="log") if self.logarithmic else axes.set(xlim=(0, None))
-        axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize="small")
         return _figure_uri(figure)
 
@@ -165,11 +161,9 @@ class Bars:
     def picture_uri(self) -> str:
         width = -(-len(self.counts) // self.MAX_BARS) or 1
         counts = np.add.reduceat(self.counts, np.arange(0, len(self.counts), width))
-        figure = matplotlib.figure.Figure(figsize=(4.2, 2.8), layout="constrained")
-        axes = figure.subplots()
+        figure, axes = _figure()
         axes.bar(np.arange(len(counts)) * width, counts, width, align="edge", color=ACCENT)
         axes.set(title=self.title, xlabel=self.label, ylabel=self.counted, xlim=(0, max(1, len(counts) * width)))
-        axes.spines[["top", "right"]].set_visible(False)
         return _figure_uri(figure)
 
 
@@ -183,13 +177,11 @@ class Lines:
     series: Mapping[str, np.ndarray]
 
     def picture_uri(self) -> str:
-        figure = matplotlib.figure.Figure(figsize=(4.2, 2.8), layout="constrained")
-        axes = figure.subplots()
+        figure, axes = _figure()
         for name, values in self.series.items():
             shown = values[values > 0]
             axes.plot(np.arange(1, len(shown) + 1), shown, linewidth=1.2, label=name)
         axes.set(title=self.title, xlabel=self.label, ylabel=self.measure, xscale="log", yscale="log")
-        axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize="x-small", ncols=2)
         return _figure_uri(figure)
 
@@ -214,6 +206,14 @@ def render(
         commands=commands,
         prompted=any(clip.boundary is not None for group in groups for clip in group.clips),
     )
+
+
+def _figure() -> tuple[matplotlib.figure.Figure, matplotlib.axes.Axes]:
+    """An empty plot as all of a report are."""
+    figure = matplotlib.figure.Figure(figsize=(4.2, 2.8), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
 
 
 def _figure_uri(figure: matplotlib.figure.Figure) -> str:
