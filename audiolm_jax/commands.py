@@ -22,9 +22,8 @@ from audiolm_jax.errors import UserError
 from audiolm_jax.generate import DEFAULT_SECONDS, check_request
 from audiolm_jax.lm.sampling import Sampling
 from audiolm_jax.parts import read_part, write_part
-from audiolm_jax.progress import seconds_bar
+from audiolm_jax.progress import report, seconds_bar
 from audiolm_jax.semantic.kmeans import Settings
-from audiolm_jax.training.loop import report
 from audiolm_jax.training.sharding import make_mesh
 from audiolm_jax.windows import Windows
 

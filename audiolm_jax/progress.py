@@ -1,4 +1,4 @@
-"""The bar that counts seconds of audio."""
+"""What people see on standard error meanwhile: lines, and the bar that counts seconds of audio."""
 
 import sys
 from typing import Any
@@ -33,3 +33,8 @@ def seconds_bar(description: str, num_samples: float, sample_rate: int, initial:
         bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total:.1f} s [{elapsed}<{remaining}, {real_time}]",
         mininterval=0.5 if sys.stderr.isatty() else 10.0,
     )
+
+
+def report(line: str):
+    """One line on standard error, above a progress bar."""
+    tqdm.tqdm.write(line, file=sys.stderr)

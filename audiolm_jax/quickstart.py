@@ -27,7 +27,7 @@ from audiolm_jax.evaluation.report import Clip, Curve, Group, Table, render
 from audiolm_jax.evaluation.unigram import unigram_losses
 from audiolm_jax.generate import AudioLM
 from audiolm_jax.lm.objective import stage_from_config
-from audiolm_jax.training.loop import report
+from audiolm_jax.progress import report
 from audiolm_jax.training.metrics import read_metrics
 
 SEMANTIC_LAYER = 3

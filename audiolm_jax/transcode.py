@@ -18,8 +18,7 @@ from audiolm_jax.codec.codec import Codec
 from audiolm_jax.codec.streaming import ChunkDecoder
 from audiolm_jax.errors import UserError
 from audiolm_jax.parts import read_part
-from audiolm_jax.progress import seconds_bar
-from audiolm_jax.training.loop import report
+from audiolm_jax.progress import report, seconds_bar
 
 BLOCK_SECONDS = 10.0
 EXPECTED = "give an NPZ written by `audiolm encode`"

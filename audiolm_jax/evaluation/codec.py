@@ -19,8 +19,7 @@ from audiolm_jax.evaluation.report import Clip, Group, IntervalPlot, Table, rend
 from audiolm_jax.evaluation.statistics import Estimate, shown
 from audiolm_jax.evaluation.suites import Findings, Request
 from audiolm_jax.parts import read_part
-from audiolm_jax.progress import seconds_bar
-from audiolm_jax.training.loop import report
+from audiolm_jax.progress import report, seconds_bar
 
 PIECE_SECONDS = 20.0
 HEARD_RECORDINGS, HEARD_SECONDS = 3, 6.0

@@ -1,7 +1,6 @@
 """Options of the commands between recordings and tokens: manifest, fit-kmeans, tokenize, inspect, render."""
 
 import pathlib
-import sys
 
 from audiolm_jax.errors import UserError
 from audiolm_jax.options.strings import split
@@ -108,6 +107,7 @@ def _add_tokenizing(command):
 
 def _manifest(options, _):
     from audiolm_jax.data import sources
+    from audiolm_jax.progress import report
 
     request = sources.Request(
         source=options.source,
@@ -118,7 +118,7 @@ def _manifest(options, _):
         validation_share=options.validation_share,
         decode=options.decode,
     )
-    sources.write(request, report=lambda line: print(line, file=sys.stderr))
+    sources.write(request, report)
 
 
 def _fit_kmeans(options, _):
@@ -149,8 +149,9 @@ def _integers(text: str) -> list[int]:
 def _tokenize(options, _):
     if options.verify:
         from audiolm_jax.data.token_dataset import verify
+        from audiolm_jax.progress import report
 
-        print(f"all {verify(options.verify, lambda line: print(line, file=sys.stderr))} files are as they were written")
+        print(f"all {verify(options.verify, report)} files are as they were written")
         return
     if missing := [
         name for name in ("codec", "semantic_tokenizer", "input", "output") if getattr(options, name) is None
@@ -213,7 +214,7 @@ def _add_render(command):
 
 
 def _render(options, _):
+    from audiolm_jax.progress import report
     from audiolm_jax.render import render
-    from audiolm_jax.training.loop import report
 
     render(options.midi, options.output, options.soundfont, report)

@@ -19,6 +19,7 @@ from audiolm_jax import accelerators, files
 from audiolm_jax import config as configs
 from audiolm_jax.errors import Diverged, UserError
 from audiolm_jax.objective import State
+from audiolm_jax.progress import report
 from audiolm_jax.training import registry, sharding
 from audiolm_jax.training.checkpoint import Checkpoints
 from audiolm_jax.training.metrics import Clock, MetricsWriter, StepLog, read_metrics
@@ -317,8 +318,3 @@ class _Profiler:
             jax.block_until_ready(metrics)
             jax.profiler.stop_trace()
             self._tracing = False
-
-
-def report(line: str):
-    """One line on standard error, above a progress bar."""
-    tqdm.tqdm.write(line, file=sys.stderr)

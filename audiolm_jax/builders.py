@@ -1,6 +1,6 @@
 """The token datasets as TFDS builders, for pipelines that ask TFDS for data by name:
 
-    import audiolm_jax.data.builders  # registers them
+    import audiolm_jax.builders  # registers them
     parts = {"recordings": "manifest.jsonl", "codec": "runs/codec", "semantic_tokenizer": "runs/semantic_tokenizer"}
     tfds.data_source("folder_tokens", data_dir="runs/tfds", builder_kwargs=parts)
     tfds.load("folder_tokens", data_dir="runs/tfds", builder_kwargs={**parts, "file_format": "tfrecord"})
@@ -12,7 +12,6 @@ than one process is for `audiolm tokenize`, whose datasets `tfds.builder_from_di
 
 import dataclasses
 import pathlib
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from audiolm_jax import commands
 from audiolm_jax.data import manifest, token_dataset, tokenize
 from audiolm_jax.errors import UserError
 from audiolm_jax.lm.stages import run_starts
+from audiolm_jax.progress import report
 
 
 class _Tokens(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -74,7 +74,7 @@ class _Tokens(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
 
     def _split_generators(self, dl_manager):
         tokenizers = self._given_tokenizers()
-        usable, seconds = manifest.usable(manifest.read_manifest(self._recordings), _report)
+        usable, seconds = manifest.usable(manifest.read_manifest(self._recordings), report)
         shards = tokenize.plan_shards(usable, seconds, tokenize.SHARD_SECONDS)
         by_split = {shard.split: [other for other in shards if other.split == shard.split] for shard in shards}
         return {split: self._generate_examples(members, tokenizers) for split, members in by_split.items()}
@@ -84,7 +84,7 @@ class _Tokens(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         for shard in shards:
             frames = self._num_frames.setdefault(shard.split, [])
-            records, _ = tokenize.encode_shard(shard, tokenizers, tokenize.BATCH_SECONDS, _report, lambda _: None)
+            records, _ = tokenize.encode_shard(shard, tokenizers, tokenize.BATCH_SECONDS, report, lambda _: None)
             for record in records:
                 frames.append(len(record["semantic"]))
                 runs = int(run_starts(record["semantic"]).sum())
@@ -99,10 +99,6 @@ class _Tokens(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
 
     def _post_download_and_prepare_hook(self):
         token_dataset.write_checksums(pathlib.Path(self.data_dir), {})
-
-
-def _report(line: str):
-    print(line, file=sys.stderr)
 
 
 class LibrilightTokens(_Tokens):

@@ -5,8 +5,8 @@ import pytest
 import soundfile
 import tensorflow_datasets as tfds
 
-from audiolm_jax import commands
-from audiolm_jax.data import builders, manifest, token_dataset, tokenize
+from audiolm_jax import builders, commands
+from audiolm_jax.data import manifest, token_dataset, tokenize
 from tests.data import fakes
 from tests.data.tokenize_test import ignore, recordings  # noqa: F401
 
