@@ -4,8 +4,10 @@ Shape suffixes: W waveform samples, T frames, Q levels, N codes, R recordings.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,11 +16,11 @@ from audiolm_jax.codec.codec import Codec
 from audiolm_jax.data import manifest
 from audiolm_jax.errors import UserError
 from audiolm_jax.evaluation import judges, opus, statistics
+from audiolm_jax.evaluation.journal import Journal
 from audiolm_jax.evaluation.judges import Judge
 from audiolm_jax.evaluation.report import Clip, Group, IntervalPlot, Table, render
 from audiolm_jax.evaluation.statistics import Estimate, shown
 from audiolm_jax.evaluation.suites import Findings, Request
-from audiolm_jax.parts import read_part
 from audiolm_jax.progress import report, seconds_bar
 
 PIECE_SECONDS = 20.0
@@ -76,7 +78,7 @@ class Measured:
       scores: by system and judge; None where the judge had nothing to go by.
       kilobits: a second, by system.
       counts_QN: codes.
-      clips: waveforms by system, and the original as "original", at most `HEARD_SECONDS` long.
+      clips: waveforms by system, and the original as "original", as long as was asked for; empty where none were.
     """
 
     scores: Mapping[str, Mapping[str, float | None]]
@@ -85,7 +87,9 @@ class Measured:
     clips: Mapping[str, np.ndarray]
 
 
-def measure_recording(codec: Codec, wave_W: np.ndarray, panel: Mapping[str, Judge], with_opus: bool) -> Measured:
+def measure_recording(
+    codec: Codec, wave_W: np.ndarray, panel: Mapping[str, Judge], with_opus: bool, heard_seconds: float
+) -> Measured:
     """Takes a recording, in equal pieces of at most `PIECE_SECONDS`, through every system and before every judge.
 
     The systems are `codec_n`, the codec's first n levels, and `opus_k`, Opus asked for k kbit/s.
@@ -94,7 +98,7 @@ def measure_recording(codec: Codec, wave_W: np.ndarray, panel: Mapping[str, Judg
     kilobits: dict[str, list[float]] = {}
     clips: dict[str, np.ndarray] = {}
     counts_QN = np.zeros((codec.num_quantizers, codec.codebook_size), np.int32)
-    heard = round(HEARD_SECONDS * codec.sample_rate)
+    heard = round(heard_seconds * codec.sample_rate)
     for piece_W in np.array_split(wave_W, math.ceil(len(wave_W) / (PIECE_SECONDS * codec.sample_rate))):
         codes_TQ = np.asarray(codec.encode(piece_W[None]))[0]
         counts_QN += count_codes(codes_TQ, codec.codebook_size)
@@ -111,7 +115,7 @@ def measure_recording(codec: Codec, wave_W: np.ndarray, panel: Mapping[str, Judg
         scores={system: {name: mean(values) for name, values in found.items()} for system, found in scores.items()},
         kilobits={system: float(np.mean(rates)) for system, rates in kilobits.items()},
         counts_QN=counts_QN,
-        clips=clips,
+        clips=clips if heard else {},
     )
 
 
@@ -126,7 +130,7 @@ def _systems(
         yield f"opus_{asked}", *opus.code(wave_W, codec.sample_rate, asked)
 
 
-def evaluate_codec(request: Request) -> Findings:
+def evaluate_codec(request: Request, journal: Journal) -> Findings:
     """The suite `codec`: rate and quality of a codec, beside Opus on the same recordings."""
     folder, data = request.need("codec"), request.need("data")
     codec = bundle.load_codec(folder)
@@ -141,16 +145,14 @@ def evaluate_codec(request: Request) -> Findings:
     usable, seconds = manifest.usable(chosen, report)
     measured: dict[str, Measured] = {}
     with seconds_bar("evaluate", round(sum(seconds) * codec.sample_rate), codec.sample_rate) as progress:
-        for recording in usable:
+        for recording, length in zip(usable, seconds, strict=True):
+            heard_seconds = HEARD_SECONDS if len(measured) < HEARD_RECORDINGS else 0.0
+            measure = functools.partial(_measure, codec, recording, panel, not missing, heard_seconds)
             try:
-                wave_W = recording.read(codec.sample_rate)
+                measured[recording.id] = Measured(**journal.once(recording.id, measure))
             except UserError as error:
                 report(f"left out: {error}")
-                continue
-            measured[recording.id] = measure_recording(codec, wave_W, panel, not missing)
-            if len(measured) > HEARD_RECORDINGS:
-                measured[recording.id].clips = {}
-            progress.update(len(wave_W))
+            progress.update(round(length * codec.sample_rate))
     if not measured:
         raise UserError("no recording could be read", data, "see the lines above")
     if left_out := len(chosen) - len(measured):
@@ -160,12 +162,15 @@ def evaluate_codec(request: Request) -> Findings:
         without = sum(any(scores[name] is None for scores in one.scores.values()) for one in measured.values())
         if without:
             notes.append(f"{judge.title}: no score for {without} of {len(measured)} recordings, too short or silent")
-    return Findings(
-        metrics=metrics,
-        fingerprints={"codec": read_part(folder).fingerprint()},
-        notes=notes,
-        page=_page(request, codec, measured, metrics, panel, notes),
-    )
+    return Findings(metrics, notes, _page(request, codec, measured, metrics, panel, notes))
+
+
+def _measure(
+    codec: Codec, recording: manifest.Recording, panel: Mapping[str, Judge], with_opus: bool, heard_seconds: float
+) -> dict[str, Any]:
+    """A `Measured` as a dictionary."""
+    wave_W = recording.read(codec.sample_rate)
+    return dataclasses.asdict(measure_recording(codec, wave_W, panel, with_opus, heard_seconds))
 
 
 def estimate(measured: Sequence[Measured], seed: int) -> dict[str, Estimate]:

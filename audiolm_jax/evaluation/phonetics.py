@@ -7,21 +7,21 @@ import dataclasses
 import functools
 import math
 import pathlib
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, Any
+from typing import Any
 
 import jax
 import numpy as np
+import tqdm
 
-from audiolm_jax import audio, bundle
+from audiolm_jax import audio, bundle, files
 from audiolm_jax.errors import UserError
 from audiolm_jax.evaluation import abx, alignment, purity, statistics
 from audiolm_jax.evaluation.alignment import Material
+from audiolm_jax.evaluation.journal import Journal
 from audiolm_jax.evaluation.report import IntervalPlot, Table, render
 from audiolm_jax.evaluation.statistics import Estimate, shown
 from audiolm_jax.evaluation.suites import Findings, Request
-from audiolm_jax.parts import read_part
 from audiolm_jax.progress import seconds_bar
 from audiolm_jax.semantic import features, moments
 from audiolm_jax.semantic.kmeans import normalisation
@@ -36,28 +36,39 @@ class Store:
     """Features of one kind of all recordings, one after the other, in a file: memory does not grow with their number.
 
     Attributes:
+      path: of the file, float32.
       frame_rate: Hz.
-      file: where they are, float32.
       sizes: frames of each recording, in the order in which they were added.
       of_all: moments of the frames.
     """
 
+    path: pathlib.Path
     frame_rate: float
-    file: IO[bytes]
     sizes: list[int] = dataclasses.field(default_factory=list)
     of_all: moments.Moments = dataclasses.field(default_factory=moments.nothing)
 
-    def add(self, x_TD: np.ndarray):
-        """Appends a recording's frames."""
+    def write(self, x_TD: np.ndarray) -> moments.Moments:
+        """Puts a recording's frames behind those that were added, over what a stopped run may have left there.
+
+        Returns:
+          their moments, for `add`.
+        """
         x_TD = np.ascontiguousarray(x_TD, np.float32)
-        self.file.write(x_TD.data)
-        self.sizes.append(len(x_TD))
-        self.of_all = moments.merge(self.of_all, moments.of(x_TD.astype(np.float64), np.ones(len(x_TD))))
+        with open(self.path, "r+b" if self.sizes else "wb") as file:
+            file.seek(sum(self.sizes) * x_TD.shape[1] * x_TD.itemsize)
+            file.write(x_TD.data)
+            files.flush_to_disk(file)
+        return moments.of(x_TD.astype(np.float64), np.ones(len(x_TD)))
+
+    def add(self, of_recording: moments.Moments):
+        """Counts a recording whose frames are in the file."""
+        self.sizes.append(round(float(of_recording["count"])))
+        self.of_all = moments.merge(self.of_all, of_recording)
 
     def frames(self) -> np.ndarray:
-        """All frames [F, D], in the file, which must be closed."""
+        """All frames [F, D], in the file."""
         shape = sum(self.sizes), np.size(self.of_all["mean"])
-        return np.memmap(self.file.name, np.float32, "r", shape=shape) if shape[0] else np.zeros(shape, np.float32)
+        return np.memmap(self.path, np.float32, "r", shape=shape) if shape[0] else np.zeros(shape, np.float32)
 
     def normalized(self) -> "Normalized":
         """The same with zero mean and unit variance of every dimension over all frames."""
@@ -107,13 +118,13 @@ class Encoder:
     def frame_rate(self) -> float:
         return self.model.frame_rate
 
-    def read(self, wave_W: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        """Name and frames [T, D] of each layer; keeps the tokens."""
+    def read(self, wave_W: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+        """Frames [T, D] of each layer by name, and the tokens [T], None where there are no clusters."""
         of_layers = self.model.features_of_layers(wave_W[None], None, self.layers)
-        for layer, (x_TD,) in zip(self.layers, of_layers, strict=True):
-            yield f"{self.label}.layer_{layer}", x_TD
-            if self.model.clusters is not None and layer == self.model.clusters["layer"]:
-                self.tokens.append(np.asarray(tokens_of(self.model.clusters, x_TD)))
+        found = {layer: x_TD for layer, (x_TD,) in zip(self.layers, of_layers, strict=True)}
+        clusters = self.model.clusters
+        z_T = None if clusters is None else np.asarray(tokens_of(clusters, found[clusters["layer"]]))
+        return {f"{self.label}.layer_{layer}": x_TD for layer, x_TD in found.items()}, z_T
 
 
 def log_mel(wave_W: np.ndarray) -> np.ndarray:
@@ -127,24 +138,21 @@ def log_mel(wave_W: np.ndarray) -> np.ndarray:
 _log_mel = jax.jit(functools.partial(features.log_mel, sample_rate=SAMPLE_RATE, num_mels=NUM_MELS))
 
 
-def evaluate_abx(request: Request) -> Findings:
+def evaluate_abx(request: Request, journal: Journal) -> Findings:
     """The suite `abx`: ABX errors of features and tokens; where there is an alignment, how tokens agree with phones."""
     folders = request.need("semantic_tokenizer")
     material = alignment.read_material(request.need("data"))
     encoders = _encoders(folders, request.layers)
-    output = pathlib.Path(request.output).absolute()
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.features-") as scratch:
-        stores = _read_recordings(material, encoders, pathlib.Path(scratch))
-        metrics = _abx_metrics(material, encoders, stores, request.seed)
+    stores = _read_recordings(material, encoders, journal)
+    metrics = _abx_metrics(material, encoders, stores, request.seed, journal)
     for encoder in encoders:
         if encoder.tokens:
             metrics.update(_token_metrics(material, encoder, request.seed))
-    fingerprints = {encoder.label: read_part(folder).fingerprint() for encoder, folder in zip(encoders, folders)}
     notes = []
     for mode in abx.MODES:
         if not any(name.endswith(f".{mode}") for name in metrics):
             notes.append(f"{mode} speakers: not measured, no two phones share a context there")
-    return Findings(metrics, fingerprints, notes, _page(request, material, encoders, metrics, notes))
+    return Findings(metrics, notes, _page(request, material, encoders, metrics, notes))
 
 
 def _encoders(folders: Sequence[str], layers: Sequence[int]) -> list[Encoder]:
@@ -156,38 +164,47 @@ def _encoders(folders: Sequence[str], layers: Sequence[int]) -> list[Encoder]:
         for layer in layers:
             if not 0 <= layer <= model.num_layers:
                 raise UserError("no such layer", f"--layer={layer} of {folder}", f"choose 0 to {model.num_layers}")
-        if label in {encoder.label for encoder in encoders}:
-            raise UserError("two tokenizers of one name", f"--semantic_tokenizer={folder}", "rename one's folder")
         with_clusters = [] if model.clusters is None else [model.clusters["layer"]]
         encoders.append(Encoder(label, model, sorted({*layers, *with_clusters}) if layers else list(own)))
     return encoders
 
 
-def _read_recordings(material: Material, encoders: Sequence[Encoder], scratch: pathlib.Path) -> dict[str, Store]:
+def _read_recordings(material: Material, encoders: Sequence[Encoder], journal: Journal) -> dict[str, Store]:
     """Takes each recording through everything once; features by name."""
-    stores: dict[str, Store] = {}
-
-    def store(name: str, frame_rate: float, x_TD: np.ndarray):
-        if name not in stores:
-            stores[name] = Store(frame_rate, open(scratch / f"{len(stores)}.f32", "wb"))
-        stores[name].add(x_TD)
-
+    stores = {"log_mel": Store(journal.folder / "log_mel.f32", MEL_RATE)}
+    for encoder in encoders:
+        for layer in encoder.layers:
+            name = f"{encoder.label}.layer_{layer}"
+            stores[name] = Store(journal.folder / f"{name}.f32", encoder.frame_rate)
     total = sum(audio.duration(path) for path in material.paths.values())
     with seconds_bar("features", round(total * SAMPLE_RATE), SAMPLE_RATE) as progress:
-        for path in material.paths.values():
-            wave_W = audio.read(path, SAMPLE_RATE)
-            store("log_mel", MEL_RATE, log_mel(wave_W))
+        for file, path in material.paths.items():
+            found = journal.once(f"recording/{file}", functools.partial(_read_recording, path, encoders, stores))
+            for name, of_recording in found["moments"].items():
+                stores[name].add(of_recording)
             for encoder in encoders:
-                for name, x_TD in encoder.read(audio.resample(wave_W, SAMPLE_RATE, encoder.model.sample_rate)):
-                    store(name, encoder.frame_rate, x_TD)
-            progress.update(len(wave_W))
-    for one in stores.values():
-        one.file.close()
+                if encoder.model.clusters is not None:
+                    encoder.tokens.append(found["tokens"][encoder.label])
+            progress.update(found["samples"])
     return stores
 
 
+def _read_recording(path: pathlib.Path, encoders: Sequence[Encoder], stores: Mapping[str, Store]) -> dict[str, Any]:
+    """Writes one recording's features into the stores: their moments by name, tokens by encoder, samples."""
+    wave_W = audio.read(path, SAMPLE_RATE)
+    features_of, tokens = {"log_mel": log_mel(wave_W)}, {}
+    for encoder in encoders:
+        layers, tokens[encoder.label] = encoder.read(audio.resample(wave_W, SAMPLE_RATE, encoder.model.sample_rate))
+        features_of.update(layers)
+    return {
+        "samples": len(wave_W),
+        "moments": {name: stores[name].write(x_TD) for name, x_TD in features_of.items()},
+        "tokens": tokens,
+    }
+
+
 def _abx_metrics(
-    material: Material, encoders: Sequence[Encoder], stores: Mapping[str, Store], seed: int
+    material: Material, encoders: Sequence[Encoder], stores: Mapping[str, Store], seed: int, journal: Journal
 ) -> dict[str, Estimate]:
     """`NAME.MODE`, the error of each kind of features, and `NAME.MODE.below_log_mel`, how far it is below the baseline.
 
@@ -195,14 +212,11 @@ def _abx_metrics(
     """
     metrics: dict[str, Estimate] = {}
     errors: dict[str, dict[str, np.ndarray]] = {mode: {} for mode in abx.MODES}
-    for name, x, frame_rate, sizes in _kinds(encoders, stores):
-        cells = _cells(material, x, frame_rate, sizes, seed)
-        for mode, chosen in zip(abx.MODES, (cells.within(), cells.across())):
-            averaging = abx.Averaging.of(chosen)
-            if math.isnan(value := averaging.mean()):
-                continue
-            errors[mode][name] = abx.resampled(averaging, material.items, seed)
-            metrics[f"{name}.{mode}"] = abx.interval(value, errors[mode][name], len(np.unique(chosen.context_C)))
+    for name, x, frame_rate, sizes in tqdm.tqdm(list(_kinds(encoders, stores)), "abx"):
+        measure = functools.partial(_errors, material, x, frame_rate, sizes, seed)
+        for mode, found in journal.once(f"abx/{name}", measure).items():
+            errors[mode][name] = found["errors_S"]
+            metrics[f"{name}.{mode}"] = abx.interval(found["value"], found["errors_S"], found["contexts"])
     for mode, samples in errors.items():
         present = [name for name in BASELINES if name in samples]
         if not present:
@@ -229,6 +243,19 @@ def _kinds(
             centroids_KD = np.asarray(encoder.model.clusters["centroids"])
             yield f"{encoder.label}.centroids", OfTokens(z_F, centroids_KD), encoder.frame_rate, sizes
             yield f"{encoder.label}.tokens", OfTokens(z_F, np.eye(len(centroids_KD))), encoder.frame_rate, sizes
+
+
+def _errors(
+    material: Material, x: abx.Features, frame_rate: float, sizes: Sequence[int], seed: int
+) -> dict[str, dict[str, Any]]:
+    """By mode, where anything can be compared: the error, those of resamplings and how many contexts it is of."""
+    cells, found = _cells(material, x, frame_rate, sizes, seed), {}
+    for mode, chosen in zip(abx.MODES, (cells.within(), cells.across())):
+        averaging = abx.Averaging.of(chosen)
+        if not math.isnan(value := averaging.mean()):
+            errors_S = abx.resampled(averaging, material.items, seed)
+            found[mode] = {"value": value, "errors_S": errors_S, "contexts": len(np.unique(chosen.context_C))}
+    return found
 
 
 def _cells(material: Material, x: abx.Features, frame_rate: float, sizes: Sequence[int], seed: int) -> abx.Cells:

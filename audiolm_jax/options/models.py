@@ -189,6 +189,7 @@ def _add_evaluate(command):
         "abx     --semantic_tokenizer, --data: ABX error within and across speakers of log-mel features, layers and\n"
         "        tokens; phone purity, PNMI and token rates. --data is an item file of Libri-Light, an alignment\n"
         "        table, or a folder with either or both, recordings below it (docs/abx.md).\n\n"
+        "Stopped or killed, the same command goes on where it was.\n\n"
         "  audiolm evaluate --suite=codec --codec=runs/codec --data=RECORDINGS --output=runs/quality\n"
         "  audiolm evaluate --suite=abx --semantic_tokenizer=runs/encoder --data=dev-clean.item --output=runs/abx",
     )

@@ -148,7 +148,7 @@ def test_refuses(capsys, bundle_folder, data, tmp_path):
         ([folder], tmp_path / "nowhere", (), "no items"),
         ([folder], lone, (), "recording is not there: nowhere"),
         ([folder], data, ("--layer=9",), "no such layer: --layer=9"),
-        ([folder, folder], data, (), "two tokenizers of one name"),
+        ([folder, folder], data, (), "two parts of one name"),
         ([bundle_folder / "codec"], data, (), "not a semantic tokenizer"),
     ):
         assert_user_error(evaluate(capsys, folders, path, output, *arguments), message)

@@ -1,0 +1,125 @@
+"""`audiolm evaluate` stopped in the middle and started again: nothing is measured twice, the results are the same."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import soundfile
+
+from audiolm_jax.errors import UserError
+from audiolm_jax.evaluation import journal, statistics
+from audiolm_jax.evaluation.suites import Request, evaluate
+from tests.evaluation.phonetics_test import data  # noqa: F401
+
+RATE = 16_000
+
+
+def write_recordings(folder, count):
+    folder.mkdir()
+    for index in range(count):
+        wave_W = 0.1 * np.random.default_rng(index).standard_normal(RATE // 2)
+        soundfile.write(folder / f"{index}.wav", wave_W, RATE)
+    return folder
+
+
+def stop_at(monkeypatch, item):
+    """Measuring the item of that number, from 0, is as if Ctrl-C were pressed; counts those that are measured."""
+    measured, once = [], journal.Journal.once
+
+    def counted(self, key, measure):
+        def counting():
+            if len(measured) == item:
+                raise KeyboardInterrupt
+            measured.append(key)
+            return measure()
+
+        return once(self, key, counting)
+
+    monkeypatch.setattr(journal.Journal, "once", counted)
+    return measured
+
+
+@pytest.mark.parametrize("suite", ("codec", "abx"))
+def test_stopped_and_started_again(suite, bundle_folder, data, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(statistics, "RESAMPLINGS", 50)
+    settings = {
+        "codec": {
+            "codec": str(bundle_folder / "codec"),
+            "data": str(write_recordings(tmp_path / "recordings", 5)),
+            "judges": ["si_sdr", "log_mel_distance"],
+        },
+        "abx": {"semantic_tokenizer": [str(bundle_folder / "semantic_tokenizer")], "data": str(data)},
+    }[suite]
+    undisturbed = Request(suite=suite, output=str(tmp_path / "undisturbed"), **settings)
+    stopped = Request(suite=suite, output=str(tmp_path / "stopped"), **settings)
+    with monkeypatch.context() as patch:
+        everything = stop_at(patch, None)
+        evaluate(undisturbed)
+    assert len(everything) > 4
+    before = 0
+    for item in (2, len(everything) - 3):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            part = stop_at(patch, item)
+            evaluate(stopped)
+        assert part == everything[before : before + item]
+        before += item
+        assert not (tmp_path / "stopped").exists()
+    with monkeypatch.context() as patch:
+        rest = stop_at(patch, None)
+        evaluate(stopped)
+    assert rest == everything[before:] and len(rest) == 1
+    for name in ("results.json", "report.html"):
+        texts = [(tmp_path / run / name).read_text() for run in ("undisturbed", "stopped")]
+        assert texts[0] == texts[1], name
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_another_request_starts_anew(tmp_path):
+    output, measured = str(tmp_path / "out"), []
+
+    def measure():
+        measured.append(1)
+        return {"x_T": np.arange(3), "pair": [1.5, None]}
+
+    for request in ({"seed": 0}, {"seed": 0}, {"seed": 1}):
+        with pytest.raises(KeyboardInterrupt), journal.kept_beside(output, request) as items:
+            found = items.once("a", measure)
+            assert found["pair"] == [1.5, None] and found["x_T"].tolist() == [0, 1, 2]
+            raise KeyboardInterrupt
+    assert len(measured) == 2
+    with journal.kept_beside(output, {"seed": 1}):
+        with pytest.raises(UserError, match="another process is measuring"):
+            with journal.kept_beside(output, {"seed": 1}):
+                pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_changed_data_starts_anew(bundle_folder, tmp_path):
+    recordings = write_recordings(tmp_path / "recordings", 2)
+    request = Request("codec", str(tmp_path / "out"), codec=str(bundle_folder / "codec"), data=str(recordings))
+    before = request.identity()
+    assert request.identity() == before
+    soundfile.write(recordings / "1.wav", np.ones(RATE), RATE)
+    assert request.identity() != before
+
+
+@pytest.mark.slow
+def test_killed(bundle_folder, tmp_path):
+    recordings = write_recordings(tmp_path / "recordings", 40)
+    common = [sys.executable, "-m", "audiolm_jax", "evaluate", "--suite=codec", "--judge=si_sdr"]
+    common += [f"--codec={bundle_folder / 'codec'}", f"--data={recordings}"]
+    subprocess.run([*common, f"--output={tmp_path / 'whole'}"], check=True)
+    kills = 0
+    for items in (3, 20):
+        process = subprocess.Popen([*common, f"--output={tmp_path / 'killed'}"])
+        while process.poll() is None and len(list(tmp_path.glob(".killed.unfinished/*.msgpack"))) < items:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+    assert kills == 2 and not (tmp_path / "killed").exists()
+    subprocess.run([*common, f"--output={tmp_path / 'killed'}"], check=True)
+    whole, killed = ((tmp_path / name / "results.json").read_bytes() for name in ("whole", "killed"))
+    assert whole == killed and not list(tmp_path.glob(".*"))
