@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -31,15 +32,29 @@ class AudioCrops:
 
     The recordings are cut into stretches of one crop each; element i of the source is stretch i, and a
     training crop starts at random around it. Shorter recordings are padded with zeros.
+
+    Args:
+      recordings: those whose headers can be read.
+      seconds: how long each is.
+      sample_rate: Hz.
+      crop_seconds: how long a crop is.
+      report: called with a line, once, for each recording that turns out not to be readable.
     """
 
     def __init__(
-        self, recordings: list[manifest.Recording], seconds: list[float], sample_rate: int, crop_seconds: float
+        self,
+        recordings: list[manifest.Recording],
+        seconds: list[float],
+        sample_rate: int,
+        crop_seconds: float,
+        report: Callable[[str], None],
     ):
         self.sample_rate, self.crop_seconds = sample_rate, crop_seconds
         self._recordings, self._seconds = recordings, seconds
-        counts = [max(1, math.ceil(length / crop_seconds)) for length in seconds]
+        self._report, self._reported, self._lock = report, set[str](), threading.Lock()
+        counts = np.array([max(1, math.ceil(length / crop_seconds)) for length in seconds])
         self._ends = np.cumsum(counts)
+        self._starts = self._ends - counts
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -48,25 +63,58 @@ class AudioCrops:
         return index
 
     def random_crop(self, index: int, rng: np.random.Generator) -> Example:
-        """A crop whose start is uniform within one crop length around stretch `index`."""
-        return self._read(index, float(rng.uniform(-0.5, 0.5)))
+        """A crop whose start is uniform within one crop length around stretch `index`.
+
+        Where that cannot be read, around the beginning of the next recording that can be.
+
+        Raises:
+          UserError: no recording can be read.
+        """
+        shift, which = float(rng.uniform(-0.5, 0.5)), self._recording(index)
+        for place in (index, *np.roll(self._starts, -which - 1)):
+            try:
+                return self._read(int(place), shift)
+            except UserError as error:
+                self._leave_out(int(place), error)
+        raise UserError("no recording can be read", self._recordings[which].path, "see the lines above")
 
     def fixed_crop(self, index: int) -> Example:
-        """Exactly stretch `index`."""
-        return self._read(index, 0.0)
+        """Exactly stretch `index`; where that cannot be read, silence with `valid_B` 0 instead of 1."""
+        try:
+            return {**self._read(index, 0.0), "valid_B": np.ones((), np.float32)}
+        except UserError as error:
+            self._leave_out(index, error)
+        silence_W = np.zeros(self._size, np.float32)
+        return {
+            "wave_BW": silence_W,
+            "lengths_B": np.array(self._size, np.int32),
+            "valid_B": np.zeros((), np.float32),
+        }
+
+    @property
+    def _size(self) -> int:
+        return round(self.crop_seconds * self.sample_rate)
+
+    def _recording(self, index: int) -> int:
+        return int(np.searchsorted(self._ends, index, side="right"))
+
+    def _leave_out(self, index: int, error: UserError):
+        recording = self._recordings[self._recording(index)]
+        with self._lock:
+            if recording.id not in self._reported:
+                self._reported.add(recording.id)
+                self._report(f"left out: {error}")
 
     def _read(self, index: int, shift: float) -> Example:
-        which = int(np.searchsorted(self._ends, index, side="right"))
-        first = int(self._ends[which - 1]) if which else 0
+        which = self._recording(index)
         recording, seconds = self._recordings[which], self._seconds[which]
-        start = (index - first + shift) * self.crop_seconds
+        start = float(index - self._starts[which] + shift) * self.crop_seconds
         if shift:
             start = min(max(0.0, start), max(0.0, seconds - self.crop_seconds))
         stop = min(start + self.crop_seconds, seconds)
-        size = round(self.crop_seconds * self.sample_rate)
-        wave_W = recording.crop(start, stop).read(self.sample_rate)[:size]
+        wave_W = recording.crop(start, stop).read(self.sample_rate)[: self._size]
         return {
-            "wave_BW": np.pad(wave_W, (0, size - len(wave_W))).astype(np.float32),
+            "wave_BW": np.pad(wave_W, (0, self._size - len(wave_W))).astype(np.float32),
             "lengths_B": np.array(len(wave_W), np.int32),
         }
 
@@ -90,8 +138,8 @@ class AudioInput:
         if not train:
             raise UserError("no recording in the training split", config.data_dir, "add recordings")
         self._config = config
-        self._train = _buckets(manifest.usable(train, report), config)
-        self._held_out = _buckets(manifest.usable(held_out, report), config)
+        self._train = _buckets(manifest.usable(train, report), config, report)
+        self._held_out = _buckets(manifest.usable(held_out, report), config, report)
 
     def training(self, rows: np.ndarray) -> grain.DatasetIterator:
         buckets, weights = [], []
@@ -109,7 +157,9 @@ class AudioInput:
 
 
 def _buckets(
-    usable: tuple[list[manifest.Recording], list[float]], config: ml_collections.ConfigDict
+    usable: tuple[list[manifest.Recording], list[float]],
+    config: ml_collections.ConfigDict,
+    report: Callable[[str], None],
 ) -> list[tuple[AudioCrops, int]]:
     """Crops of the recordings by length, none empty, and how many times `config.batch_size` rows a batch of each has.
 
@@ -126,7 +176,7 @@ def _buckets(
         recordings.append(recording)
         lengths.append(seconds)
     return [
-        (AudioCrops(recordings, lengths, config.model.sample_rate, size), int(crop // size))
+        (AudioCrops(recordings, lengths, config.model.sample_rate, size, report), int(crop // size))
         for size, (recordings, lengths) in members.items()
         if recordings
     ]
@@ -303,7 +353,9 @@ def _iterate(batches: grain.MapDataset, config: ml_collections.ConfigDict) -> gr
 def _evaluation_batches(
     elements: Iterable[Any], encode: Callable[[Any], Example], batch_size: int, rows: np.ndarray
 ) -> Iterator[Example]:
-    """These rows of each global batch, with `valid_B`: 0 for those that only fill up the last one and do not count.
+    """These rows of each global batch, with `valid_B`: 0 for those that do not count.
+
+    Such only fill up the last one, or are examples whose own `valid_B` is 0.
 
     Only what this process feeds is encoded, but every process makes the same number of batches.
     """
@@ -311,4 +363,4 @@ def _evaluation_batches(
     while batch := list(itertools.islice(iterator, batch_size)):
         examples = [encode(batch[row if row < len(batch) else 0]) for row in rows]
         stacked = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
-        yield {**stacked, "valid_B": (rows < len(batch)).astype(np.float32)}
+        yield {**stacked, "valid_B": (rows < len(batch)) * stacked.get("valid_B", np.ones(len(rows), np.float32))}

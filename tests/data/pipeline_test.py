@@ -305,6 +305,37 @@ def test_audio_evaluation_covers_every_sample(recordings):
     assert lengths.sum() == 16000 * (held_out + 1)
 
 
+def test_a_recording_that_cannot_be_read_is_left_out_and_named_once(recordings):
+    rows = [f'{{"path": "{recordings}/{i}.wav", "split": "{"train" if i < 4 else "validation"}"}}' for i in range(6)]
+    (recordings / "rows.jsonl").write_text("\n".join(rows))
+    for i in (2, 4):
+        # From the second crop on.
+        wave_W, _ = soundfile.read(recordings / f"{i}.wav", dtype="float32")
+        wave_W[25_000:] = np.nan
+        soundfile.write(recordings / f"{i}.wav", wave_W, 16000, subtype="FLOAT")
+    lines: list[str] = []
+    source = AudioInput(audio_config(recordings / "rows.jsonl"), lines.append)
+    batches = list(itertools.islice(source.training(np.arange(5)), 40))
+    seen = np.concatenate([(batch["wave_BW"][:, 0] * 10 + 1e-4).astype(int) for batch in batches])
+    assert all(np.isfinite(batch["wave_BW"]).all() for batch in batches)
+    # One of its two stretches is mostly readable, the other's turn goes to recording 3.
+    assert set(seen) == set(range(4)) and np.mean(seen == 3) > 0.35
+    again = itertools.islice(
+        AudioInput(audio_config(recordings / "rows.jsonl"), lines.append).training(np.arange(5)), 9
+    )
+    for batch, other in zip(batches, again):
+        np.testing.assert_array_equal(batch["wave_BW"], other["wave_BW"])
+    held_out = list(source.evaluation(np.arange(5)))
+    counted = np.concatenate([batch["lengths_B"] * batch["valid_B"] for batch in held_out])
+    assert counted.tolist()[:8] == [24000, 0, 0, 0, 24000, 24000, 24000, 24000] and not counted[8:].any()
+    assert all(np.isfinite(batch["wave_BW"]).all() for batch in held_out)
+    assert sorted(re.findall(r"^left out: .*not finite.*/(\d).wav", "\n".join(lines), re.M)) == ["2", "2", "4"]
+    for i in range(4):
+        soundfile.write(recordings / f"{i}.wav", np.full(16000, np.nan), 16000, subtype="FLOAT")
+    with pytest.raises(UserError, match="no recording can be read"):
+        next(AudioInput(audio_config(recordings / "rows.jsonl"), lines.append).training(np.arange(5)))
+
+
 @pytest.fixture
 def bucket_config(tmp_path):
     """Recordings of 0.5, 0.75 … 4 s, the first sample telling which, twice: for training and held out.
