@@ -177,11 +177,13 @@ def generate(options: GenerateOptions) -> list[dict[str, Any]]:
     check_request(options.mode, bool(options.prompt), options.seconds, options.num_samples)
     if not 0 < options.prompt_seconds < float("inf"):
         raise UserError("prompt_seconds out of range", options.prompt_seconds, "give more than 0")
-    paths = [recording.path for prompt in options.prompt for recording in manifest.read_manifest(prompt)]
-    names = _unique_stems(paths) if paths else ["unconditional"]
+    recordings = [recording for prompt in options.prompt for recording in manifest.read_manifest(prompt)]
+    names = _unique_stems([_named_path(recording) for recording in recordings]) if recordings else ["unconditional"]
     model = bundle.load_bundle(options.bundle, options.weights, _mesh(options.mesh_data, options.mesh_tensor))
-    end = options.prompt_seconds if options.mode == "continuation" else None
-    prompts = [audio.read(path, model.codec.sample_rate, end=end) for path in paths]
+    heard = recordings
+    if options.mode == "continuation":
+        heard = [recording.crop(0.0, min(options.prompt_seconds, recording.seconds())) for recording in recordings]
+    prompts = [recording.read(model.codec.sample_rate) for recording in heard]
     sampling = {
         name: Sampling(**{"temperature": lm.stage.temperature, **_given(options.sampling.get(name, {}))})
         for name, lm in model.stages.items()
@@ -208,9 +210,9 @@ def generate(options: GenerateOptions) -> list[dict[str, Any]]:
             wavs = [f"{names[index]}_{sample:02}.wav" for index, sample in rows]
             _write_blocks(windows, [folder / name for name in wavs], progress)
             for row, (index, sample) in enumerate(rows):
-                prompt = str(paths[index]) if paths else None
+                recording = recordings[index] if recordings else None
                 length = len(prompts[index]) if options.mode == "continuation" else 0
-                entries.append(_entry(wavs[row], prompt, length, sample, row, windows, options, settings))
+                entries.append(_entry(wavs[row], recording, length, sample, row, windows, options, settings))
     files.write_bytes(folder / "generation.json", (json.dumps(entries, indent=2) + "\n").encode())
     return entries
 
@@ -252,12 +254,13 @@ def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def _entry(name, prompt, prompt_length, sample, row, windows: Windows, options, settings) -> dict[str, Any]:
+def _entry(name, recording, prompt_length, sample, row, windows: Windows, options, settings) -> dict[str, Any]:
     rate = windows.codec.sample_rate
     return {
         "path": name,
         "mode": options.mode,
-        "prompt": prompt,
+        "prompt": str(recording.path) if recording else None,
+        "prompt_stretches": recording.stretches() if recording else [],
         "prompt_seconds": prompt_length / rate,
         "sample": sample,
         "seconds": int(windows.lengths_B[row]) / rate,
@@ -273,6 +276,13 @@ def _entry(name, prompt, prompt_length, sample, row, windows: Windows, options, 
         },
         "tokens_per_second": windows.clock.rates(),
     }
+
+
+def _named_path(recording: manifest.Recording) -> pathlib.Path:
+    """Its path; of a stretch of a file, whose stem others may share, one that is named after its id."""
+    if recording.stretches() == [(0.0, None)]:
+        return recording.path
+    return recording.path.with_name(f"{recording.id.replace('/', '-')}{recording.path.suffix}")
 
 
 def _unique_stems(paths: Sequence[pathlib.Path]) -> list[str]:

@@ -214,6 +214,32 @@ def test_generate_writes_wavs_and_their_list(capsys, tmp_path, world):
     assert {path.suffix for path in tmp_path.iterdir()} == {".wav", ".json"}
 
 
+def test_prompts_of_a_manifest_are_its_stretches(capsys, tmp_path, world):
+    wave_W = np.random.default_rng(0).uniform(-0.1, 0.1, 48000)
+    soundfile.write(tmp_path / "long.wav", wave_W, 16000)
+    rows = [
+        {"path": "long.wav", "id": "book/first", "start": 0.5, "end": 0.9},
+        {"path": "long.wav", "id": "book/joined", "segments": [[0.25, 0.5], [1, 3]]},
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    joined_W = np.concatenate([wave_W[4000:8000], wave_W[16000:]])
+    for name, prompt_W in (("first", wave_W[8000:14400]), ("joined", joined_W)):
+        soundfile.write(tmp_path / f"{name}.wav", prompt_W, 16000)
+    prompts = {"manifest": [tmp_path / "rows.jsonl"], "files": [tmp_path / "first.wav", tmp_path / "joined.wav"]}
+    common = ("generate", f"--bundle={world['bundle']}", "--mode=continuation", "--prompt_seconds=1", "--seconds=0.5")
+    for output, paths in prompts.items():
+        given = [f"--prompt={path}" for path in paths]
+        status, *_, error = run(capsys, *common, *given, "--ignore_end", f"--output={tmp_path / output}")
+        assert status == 0, error
+    entries = json.loads((tmp_path / "manifest" / "generation.json").read_text())
+    assert [entry["path"] for entry in entries] == ["book-first_00.wav", "book-joined_00.wav"]
+    assert [entry["prompt_seconds"] for entry in entries] == [0.4, 1.0]
+    assert [entry["prompt_stretches"] for entry in entries] == [[[0.5, 0.9]], [[0.25, 0.5], [1, 3]]]
+    for name, other in (("book-first_00", "first_00"), ("book-joined_00", "joined_00")):
+        both = [soundfile.read(tmp_path / folder)[0] for folder in (f"manifest/{name}.wav", f"files/{other}.wav")]
+        np.testing.assert_array_equal(*both)
+
+
 def test_progress_is_of_what_end_tokens_leave(capsys, tmp_path, world):
     status, *_, error = run(
         capsys, "generate", f"--bundle={world['bundle']}", "--mode=unconditional", "--seconds=4", "--num_samples=12",
