@@ -43,10 +43,10 @@ class Request:
     source: str
     input: pathlib.Path
     output: pathlib.Path
-    target_seconds: float = 60.0
-    min_seconds: float = 30.0
-    validation_share: float = manifest.VALIDATION_SHARE
-    decode: bool = False
+    target_seconds: float
+    min_seconds: float
+    validation_share: float
+    decode: bool
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,11 +31,14 @@ def write_noise(path: pathlib.Path, seconds: float, rate: int = RATE) -> np.ndar
     return wave_W.astype(np.float32) / 2**15
 
 
+DEFAULTS = {"target_seconds": 60.0, "min_seconds": 30.0, "validation_share": 0.05, "decode": False}
+
+
 def write(tmp_path, source: str, corpus: pathlib.Path, **options) -> tuple[list[Recording], list[str], list[str]]:
     """The recordings of a manifest, its lines about what was left out, and what was reported."""
     said: list[str] = []
     output = tmp_path / "manifests" / f"{source}.jsonl"
-    sources.write(sources.Request(source=source, input=corpus, output=output, **options), said.append)
+    sources.write(sources.Request(source=source, input=corpus, output=output, **{**DEFAULTS, **options}), said.append)
     left_out = output.with_name(f"{source}.left_out.txt").read_text().splitlines()
     return read_manifest(output), left_out, said
 
@@ -226,7 +229,8 @@ def test_nothing_half_written(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(json, "dumps", full)
         with pytest.raises(OSError):
-            sources.write(sources.Request(source="folder", input=tmp_path / "corpus", output=output), print)
+            request = sources.Request(source="folder", input=tmp_path / "corpus", output=output, **DEFAULTS)
+            sources.write(request, print)
     assert not output.exists() and not list(output.parent.glob(".*"))
 
 

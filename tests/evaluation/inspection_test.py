@@ -200,6 +200,26 @@ def test_without_held_out_records_there_is_nothing_to_beat(tmp_path):
     assert "needs records in the splits train and validation" in (tmp_path / "report" / "report.html").read_text()
 
 
+def test_missing_and_damaged_shards_are_named(tmp_path, capsys):
+    records = random_records(METADATA, "train", 20, np.random.default_rng())
+    tokens = write(tmp_path / "tokens", METADATA, {"train": records})
+    shard = tokens / token_dataset.shard_name("train", 0, 1)
+    whole = shard.read_bytes()
+    middle = len(whole) // 2
+    hole = whole[:middle] + bytes(400) + whole[middle + 400 :]
+    for data, message in (
+        (None, f"error: shard is missing: {shard}; restore it"),
+        (whole[:middle], "error: shard is damaged"),
+        (hole, "error: shard is damaged"),
+    ):
+        shard.unlink() if data is None else shard.write_bytes(data)
+        assert run(tokens, f"--output={tmp_path / 'refused'}") == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith(message) and str(shard) in line
+        assert not (tmp_path / "refused").exists()
+        shard.write_bytes(whole)
+
+
 class _Generated:
     """A dataset that exists only as it is read."""
 
