@@ -25,7 +25,6 @@ from audiolm_jax.evaluation.suites import Findings, Request
 from audiolm_jax.progress import seconds_bar
 from audiolm_jax.semantic import features, moments
 from audiolm_jax.semantic.kmeans import normalisation
-from audiolm_jax.semantic.tokenizer import tokens_of
 
 MEL_RATE, NUM_MELS, SAMPLE_RATE = 100, 80, 16_000
 BASELINES = ("log_mel", "log_mel.normalized")
@@ -106,25 +105,42 @@ class Encoder:
       label: its name in the results.
       model: the tokenizer.
       layers: to measure.
+      passes: over each recording, evenly shifted, for as many times as many frames a second.
       tokens: of each recording; empty where there are no clusters.
     """
 
     label: str
     model: Any
     layers: Sequence[int]
+    passes: int = 1
     tokens: list[np.ndarray] = dataclasses.field(default_factory=list)
 
     @property
     def frame_rate(self) -> float:
-        return self.model.frame_rate
+        """Of the layers' frames, Hz; tokens have the model's own."""
+        return self.passes * self.model.frame_rate
 
     def read(self, wave_W: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
         """Frames [T, D] of each layer by name, and the tokens [T], None where there are no clusters."""
-        of_layers = self.model.features_of_layers(wave_W[None], None, self.layers)
-        found = {layer: x_TD for layer, (x_TD,) in zip(self.layers, of_layers, strict=True)}
-        clusters = self.model.clusters
-        z_T = None if clusters is None else np.asarray(tokens_of(clusters, found[clusters["layer"]]))
-        return {f"{self.label}.layer_{layer}": x_TD for layer, x_TD in found.items()}, z_T
+        hop = self.model.sample_rate / self.frame_rate
+        shifts = [round((number - (self.passes - 1) / 2) * hop) for number in range(self.passes)]
+        passes = [self.model.features_of_layers(shifted(wave_W, shift)[None], None, self.layers) for shift in shifts]
+        found = {
+            f"{self.label}.layer_{layer}": interleaved([x_BTD[0] for x_BTD in of_passes])
+            for layer, *of_passes in zip(self.layers, *passes, strict=True)
+        }
+        return found, None if self.model.clusters is None else self.model.encode(wave_W[None])[0]
+
+
+def shifted(wave_W: np.ndarray, shift: int) -> np.ndarray:
+    """What was `shift` samples later, silence where nothing was: as long as before."""
+    return np.pad(wave_W, (max(0, -shift), max(0, shift)))[max(0, shift) :][: len(wave_W)]
+
+
+def interleaved(passes: Sequence[np.ndarray]) -> np.ndarray:
+    """Frames [n T, D] of n passes [T, D] in turn, as far as the shortest goes."""
+    size = min(len(x_TD) for x_TD in passes)
+    return np.stack([x_TD[:size] for x_TD in passes], axis=1).reshape(len(passes) * size, -1)
 
 
 def log_mel(wave_W: np.ndarray) -> np.ndarray:
@@ -142,7 +158,7 @@ def evaluate_abx(request: Request, journal: Journal) -> Findings:
     """The suite `abx`: ABX errors of features and tokens; where there is an alignment, how tokens agree with phones."""
     folders = request.need("semantic_tokenizer")
     material = alignment.read_material(request.need("data"))
-    encoders = _encoders(folders, request.layers)
+    encoders = _encoders(folders, request.layers, request.frame_rate)
     stores = _read_recordings(material, encoders, journal)
     metrics = _abx_metrics(material, encoders, stores, request.seed, journal)
     for encoder in encoders:
@@ -155,7 +171,7 @@ def evaluate_abx(request: Request, journal: Journal) -> Findings:
     return Findings(metrics, notes, _page(request, material, encoders, metrics, notes))
 
 
-def _encoders(folders: Sequence[str], layers: Sequence[int]) -> list[Encoder]:
+def _encoders(folders: Sequence[str], layers: Sequence[int], frame_rate: float | None) -> list[Encoder]:
     """The encoders with the layers asked for: all of one without clusters, the clusters' of one with."""
     encoders: list[Encoder] = []
     for folder in folders:
@@ -165,7 +181,12 @@ def _encoders(folders: Sequence[str], layers: Sequence[int]) -> list[Encoder]:
             if not 0 <= layer <= model.num_layers:
                 raise UserError("no such layer", f"--layer={layer} of {folder}", f"choose 0 to {model.num_layers}")
         with_clusters = [] if model.clusters is None else [model.clusters["layer"]]
-        encoders.append(Encoder(label, model, sorted({*layers, *with_clusters}) if layers else list(own)))
+        passes = (frame_rate or model.frame_rate) / model.frame_rate
+        if passes < 1 or passes != round(passes):
+            where = f"--frame_rate={frame_rate:g} of {folder}"
+            raise UserError("not a multiple of the encoder's frame rate", where, f"it has {model.frame_rate:g} Hz")
+        chosen = sorted({*layers, *with_clusters}) if layers else list(own)
+        encoders.append(Encoder(label, model, chosen, round(passes)))
     return encoders
 
 
@@ -241,8 +262,9 @@ def _kinds(
         if encoder.tokens:
             z_F, sizes = np.concatenate(encoder.tokens), [len(z_T) for z_T in encoder.tokens]
             centroids_KD = np.asarray(encoder.model.clusters["centroids"])
-            yield f"{encoder.label}.centroids", OfTokens(z_F, centroids_KD), encoder.frame_rate, sizes
-            yield f"{encoder.label}.tokens", OfTokens(z_F, np.eye(len(centroids_KD))), encoder.frame_rate, sizes
+            frame_rate = encoder.model.frame_rate
+            yield f"{encoder.label}.centroids", OfTokens(z_F, centroids_KD), frame_rate, sizes
+            yield f"{encoder.label}.tokens", OfTokens(z_F, np.eye(len(centroids_KD))), frame_rate, sizes
 
 
 def _errors(
@@ -270,7 +292,7 @@ def _cells(material: Material, x: abx.Features, frame_rate: float, sizes: Sequen
 
 def _token_metrics(material: Material, encoder: Encoder, seed: int) -> dict[str, Estimate]:
     """Tokens a second before and after de-duplication; with an alignment, the measures of `purity`."""
-    seconds = [len(z_T) / encoder.frame_rate for z_T in encoder.tokens]
+    seconds = [len(z_T) / encoder.model.frame_rate for z_T in encoder.tokens]
     distinct = [1 + int(np.count_nonzero(np.diff(z_T))) if len(z_T) else 0 for z_T in encoder.tokens]
     metrics = {
         "tokens_per_second": statistics.bootstrap_ratio([len(z_T) for z_T in encoder.tokens], seconds, seed),
@@ -280,7 +302,7 @@ def _token_metrics(material: Material, encoder: Encoder, seed: int) -> dict[str,
     phones = {phone: number for number, phone in enumerate(phones)}
     phones_R, tokens_R = [], []
     for file, z_T in zip(material.paths, encoder.tokens, strict=True):
-        labels_T = alignment.frame_phones(material.segments.get(file, []), encoder.frame_rate, len(z_T))
+        labels_T = alignment.frame_phones(material.segments.get(file, []), encoder.model.frame_rate, len(z_T))
         labelled_T = np.array([label is not None for label in labels_T], bool)
         if labelled_T.any():
             phones_R.append(np.array([phones[label] for label in labels_T if label is not None]))
@@ -306,7 +328,9 @@ def _page(
         f"{len(items)} items of {len(items.phones)} phones, {len(items.contexts)} contexts and {len(items.speakers)} "
         f"speakers in {len(material.paths)} recordings of {request.data}. The error is the share of triples A, B, X "
         "where X is farther from A, another token of its phone, than from B; chance is 0.5. Intervals are of 95 %, by "
-        "a bootstrap over contexts, and over speakers where there are several."
+        f"a bootstrap over contexts, and over speakers where there are several. Frames a second: {MEL_RATE} of log-mel, "
+        + ", ".join(f"{encoder.frame_rate:g} of the layers of {encoder.label}" for encoder in encoders)
+        + "."
     )
     tables, tokenizers = [_error_table(metrics)], [encoder for encoder in encoders if encoder.tokens]
     if tokenizers:

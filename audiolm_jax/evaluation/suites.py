@@ -30,6 +30,7 @@ class Request:
     codec: str | None = None
     semantic_tokenizer: Sequence[str] = ()
     layers: Sequence[int] = ()
+    frame_rate: float | None = None
     data: str | None = None
     split: str | None = None
     judges: Sequence[str] = ()
@@ -91,12 +92,13 @@ def evaluate(request: Request):
     module, function = SUITES[request.suite]
     measure = getattr(importlib.import_module(module), function)
     files.refuse_existing(request.output)
-    with journal.kept_beside(request.output, request.identity()) as items:
+    identity = request.identity()
+    with journal.kept_beside(request.output, identity) as items:
         findings = measure(request, items)
         results = {
             "suite": request.suite,
             "seed": request.seed,
-            "fingerprints": request.fingerprints(),
+            "fingerprints": identity["fingerprints"],
             "metrics": {name: dataclasses.asdict(estimate) for name, estimate in findings.metrics.items()},
             "notes": findings.notes,
         }

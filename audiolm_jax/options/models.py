@@ -210,6 +210,8 @@ def _add_evaluate(command):
         metavar="L",
         help="hidden state to measure; repeatable (default: the clusters', or all of an encoder without)",
     )
+    text = "of the layers' frames, a multiple of the encoder's own: by passes shifted in between (default: its own)"
+    added.add_argument("--frame_rate", type=float, metavar="HZ", help=text)
     added.add_argument("--data", metavar="PATH", help="codec: folder, file or .jsonl manifest; abx: items or alignment")
     added.add_argument("--split", metavar="NAME", help="only these, such as validation (default: all recordings)")
     added.add_argument(
@@ -233,6 +235,7 @@ def _evaluate(options, _):
             codec=options.codec,
             semantic_tokenizer=options.semantic_tokenizer,
             layers=options.layer,
+            frame_rate=options.frame_rate,
             data=options.data,
             split=options.split,
             judges=options.judge,

@@ -136,6 +136,26 @@ def test_layers_and_numbers_of_clusters_are_plotted(capsys, few_resamplings, bun
                       "ABX error, centroids", "ABX error, tokens"]  # fmt: skip
 
 
+def test_more_frames_a_second_come_from_passes_in_between(capsys, few_resamplings, bundle_folder, data, tmp_path):
+    folder, output = bundle_folder / "semantic_tokenizer", tmp_path / "out"
+    status, *_, error = evaluate(capsys, [folder], data, output, "--frame_rate=75")
+    assert status == 0, error
+    metrics = json.loads((output / "results.json").read_text())["metrics"]
+    tokenizer, features = bundle.load_semantic_tokenizer(folder), {}
+    for speaker in range(3):
+        wave_W = audio.read(data / f"s{speaker}" / "one.flac", RATE)
+        # A frame is of 640 samples: passes a third of that earlier, in place, and later.
+        passes = [
+            tokenizer.features(np.concatenate(parts)[None])[0]
+            for parts in ((np.zeros(213), wave_W[:-213]), (wave_W,), (wave_W[213:], np.zeros(213)))
+        ]
+        features[f"s{speaker}/one"] = np.array([x_TD[t] for t in range(len(passes[0])) for x_TD in passes])
+    for mode, expected in published_errors(data, features, 75).items():
+        assert metrics[f"semantic_tokenizer.layer_1.{mode}"]["value"] == pytest.approx(expected, abs=1e-6)
+    assert metrics["semantic_tokenizer.tokens_per_second"]["value"] == pytest.approx(25.0)
+    assert "75 of the layers of semantic_tokenizer" in (output / "report.html").read_text()
+
+
 def test_refuses(capsys, bundle_folder, data, tmp_path):
     folder, output = bundle_folder / "semantic_tokenizer", tmp_path / "out"
     empty = tmp_path / "empty"
@@ -148,6 +168,7 @@ def test_refuses(capsys, bundle_folder, data, tmp_path):
         ([folder], tmp_path / "nowhere", (), "no items"),
         ([folder], lone, (), "recording is not there: nowhere"),
         ([folder], data, ("--layer=9",), "no such layer: --layer=9"),
+        ([folder], data, ("--frame_rate=30",), "not a multiple of the encoder's frame rate: --frame_rate=30"),
         ([folder, folder], data, (), "two parts of one name"),
         ([bundle_folder / "codec"], data, (), "not a semantic tokenizer"),
     ):
