@@ -328,7 +328,8 @@ def _page(
         f"{len(items)} items of {len(items.phones)} phones, {len(items.contexts)} contexts and {len(items.speakers)} "
         f"speakers in {len(material.paths)} recordings of {request.data}. The error is the share of triples A, B, X "
         "where X is farther from A, another token of its phone, than from B; chance is 0.5. Intervals are of 95 %, by "
-        f"a bootstrap over contexts, and over speakers where there are several. Frames a second: {MEL_RATE} of log-mel, "
+        "a bootstrap over contexts, and over speakers where there are several. Frames a second: "
+        f"{MEL_RATE} of log-mel, "
         + ", ".join(f"{encoder.frame_rate:g} of the layers of {encoder.label}" for encoder in encoders)
         + "."
     )
