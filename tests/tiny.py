@@ -20,9 +20,10 @@ CLUSTERS, CODES, LEVELS, COARSE_LEVELS = 8, 16, 3, 1
 # Command-line overrides that make a shipped config of each objective small enough for a test.
 OVERRIDES = {
     "soundstream": {
-        "batch_size": 2, "crop_seconds": 0.2, "model.channels": 2, "model.embed_dim": 4, "model.num_quantizers": LEVELS,
+        "batch_size": 2, "crop_seconds": 0.2, "model.channels": 2, "model.strides": (16, 20), "model.embed_dim": 4,
+        "model.num_quantizers": LEVELS,
         "model.codebook_size": CODES, "quantizer.kmeans_iterations": 2, "quantizer.kmeans_frames_per_code": 2,
-        "discriminator.stft_channels": 2, "discriminator.waveform_channels": (2, 2, 2, 2, 2, 2),
+        "discriminator.stft_channels": 2, "discriminator.waveform_channels": (2, 2, 2),
         "discriminator.start_step": 2,
     },
     "w2v_bert": {
