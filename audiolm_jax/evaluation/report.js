@@ -57,7 +57,9 @@
         picture.setAttribute("aria-valuetext", shown(audio.currentTime));
       });
     }
+    // The browser tells of a start later; by then another may have been started.
     audio.addEventListener("play", () => {
+      if (audio.paused) return;
       play(audio);
       hear(player);
     });
@@ -125,7 +127,8 @@
     const key = event.key.toLowerCase();
     if (/^[1-9]$/.test(key) && group.players[key - 1]) switchTo(group.players[key - 1]);
     if (key === "x" && group.before) switchTo(group.before);
-    if (key === "p" && group.heard?.boundary) seek(group.heard, group.heard.boundary - BEFORE_BOUNDARY_SECONDS);
+    const prompted = group.players.find(({ boundary }) => boundary);
+    if (key === "p" && prompted) seek(group.heard ?? prompted, prompted.boundary - BEFORE_BOUNDARY_SECONDS);
   }
 
   document.addEventListener("keydown", (event) => {
@@ -202,6 +205,7 @@
   }
 
   function begin(seed, answers, finished) {
+    playing?.pause();
     test = { seed, answers, finished };
     trials = shuffled(seed);
     show();

@@ -51,8 +51,8 @@ class Clip:
         return len(self.wave_W) / self.sample_rate
 
     def audio_uri(self) -> str:
-        """The samples as a FLAC data URI."""
-        return _uri("audio/flac", audio.encode_wav(self.wave_W, self.sample_rate, "FLAC"))
+        """The samples as a WAV data URI: 1.6 times the size of a FLAC, in which Chromium 156 cannot seek to the end."""
+        return _uri("audio/wav", audio.encode_wav(self.wave_W, self.sample_rate))
 
     def picture_uri(self) -> str:
         """Waveform and log-mel spectrogram, the boundary marked, as a WebP data URI.
