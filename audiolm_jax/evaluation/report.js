@@ -310,11 +310,18 @@
     const verdict = low > 0.5 ? "You can tell." : high < 0.5 ? "You can tell, but take the generated for real."
       : "That is no more than chance could do: 50 % lie in the interval.";
     status.textContent = `${right} of ${answered} right: ${percent(right / answered)}, 95 % interval ${percent(low)} to ${percent(high)}. ${verdict}`;
-    find("tbody", blindTable).replaceChildren(...results().map((answer) => {
-      const row = document.createElement("tr");
+    blindTable.replaceChildren();
+    blindTable.createCaption().textContent = "Answers";
+    const titles = blindTable.createTHead().insertRow(), body = blindTable.createTBody();
+    for (const title of ["recording", "generated", "against", "it was", "answer", "right"]) {
+      const cell = titles.appendChild(document.createElement("th"));
+      cell.scope = "col";
+      cell.textContent = title;
+    }
+    for (const answer of results()) {
+      const row = body.insertRow();
       for (const value of Object.values({ ...answer, right: answer.right ? "yes" : "no" })) row.insertCell().textContent = value;
-      return row;
-    }));
+    }
   }
 
   function download() {
