@@ -61,7 +61,7 @@ class Clip:
         """
         figure = matplotlib.figure.Figure(figsize=(6.4, 2.2))
         wave_axes = figure.add_axes((0, 0.72, 1, 0.28))
-        mel_axes = figure.add_axes((0, 0.12, 1, 0.6), sharex=wave_axes)
+        mel_axes = figure.add_axes((0, 0.15, 1, 0.57), sharex=wave_axes)
         times = np.arange(len(self.wave_W)) / self.sample_rate
         wave_axes.plot(times, self.wave_W, linewidth=0.4, color="#1a8f97")
         wave_axes.set(ylim=(-1, 1), xlim=(0, self.seconds))
@@ -76,11 +76,11 @@ class Clip:
         )
         ticks = [tick for tick in mel_axes.get_xticks() if 0.03 < tick / self.seconds < 0.97]
         mel_axes.set(yticks=(), xticks=ticks, xticklabels=[f"{tick:g} s" for tick in ticks])
-        mel_axes.tick_params(colors="#737a84", labelsize=8)
+        mel_axes.tick_params(colors="#737a84", labelsize=13, pad=1)
         mel_axes.spines[:].set_visible(False)
         for axes in (wave_axes, mel_axes):
             if self.boundary is not None:
-                axes.axvline(self.boundary, color="#3ddc84", linewidth=1.5)
+                axes.axvline(self.boundary, color="#3ddc84", linewidth=3)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="webp", dpi=150, transparent=True, pil_kwargs={"quality": 60})
         return _uri("image/webp", buffer.getvalue())
