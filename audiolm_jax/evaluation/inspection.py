@@ -21,7 +21,7 @@ from audiolm_jax.codec.streaming import ChunkDecoder
 from audiolm_jax.data.token_dataset import TokenDataset, TokenMetadata
 from audiolm_jax.errors import UserError
 from audiolm_jax.evaluation import token_statistics as statistics
-from audiolm_jax.evaluation.report import Bars, Clip, Group, Lines, Table, render
+from audiolm_jax.evaluation.report import Bars, Clip, Group, Lines, Table, render, software, with_details
 from audiolm_jax.lm.stages import run_starts
 from audiolm_jax.parts import read_part
 
@@ -284,13 +284,14 @@ def _page(dataset: str, results: Mapping[str, Any], clips: Mapping[str, Clip]) -
         f"acoustic levels of {metadata['codebook_size']} codes at {metadata['acoustic_rate']} Hz."
     )
     groups = [Group("Decoded records", f"The first {EXAMPLE_SECONDS:.0f} s of each.", list(clips.values()))]
-    return render(
+    page = render(
         f"Tokens: {dataset}",
         introduction,
         [_split_table(splits), _token_table(splits), *_baseline_tables(results["baselines"])],
         [plot for split in splits for plot in _plots(split, splits[split])],
         groups if clips else [],
     )
+    return with_details(page, {"Token dataset": metadata, "Software": software()})
 
 
 def _split_table(splits: Mapping[str, Any]) -> Table:

@@ -1,6 +1,8 @@
 """`audiolm evaluate`: a suite measures, and leaves results.json and report.html."""
 
 import dataclasses
+import functools
+import hashlib
 import importlib
 import json
 import os
@@ -10,7 +12,7 @@ from typing import Any
 
 from audiolm_jax import files
 from audiolm_jax.errors import UserError
-from audiolm_jax.evaluation import journal
+from audiolm_jax.evaluation import journal, report
 from audiolm_jax.evaluation.statistics import Estimate
 from audiolm_jax.parts import read_part
 
@@ -43,20 +45,47 @@ class Request:
             raise UserError(f"suite {self.suite} needs --{name}", "arguments", "see `audiolm evaluate --help`")
         return value
 
-    def fingerprints(self) -> dict[str, str]:
-        """Of the parts under test: by role, semantic tokenizers by the names of their folders."""
-        found = {} if self.codec is None else {"codec": read_part(self.codec).fingerprint()}
+    @functools.cached_property
+    def parts(self) -> dict[str, tuple[str, dict[str, Any]]]:
+        """Fingerprint and configuration of the parts under test: by role, semantic tokenizers by their folders' names.
+
+        They are read once: an hour later there may be other weights in a training's folder.
+        """
+        found = {} if self.codec is None else {"codec": _described(self.codec)}
         for folder in self.semantic_tokenizer:
             if (name := pathlib.Path(folder).resolve().name) in found:
                 raise UserError("two parts of one name", f"--semantic_tokenizer={folder}", "rename one's folder")
-            found[name] = read_part(folder).fingerprint()
+            found[name] = _described(folder)
         return found
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of the parts under test."""
+        return {name: fingerprint for name, (fingerprint, _) in self.parts.items()}
+
+    def settings(self) -> dict[str, Any]:
+        """The options but for the output."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "output"}
 
     def identity(self) -> dict[str, Any]:
         """All that the results depend on: options, parts, and the names, sizes and times of the files of the data."""
-        options = {name: value for name, value in dataclasses.asdict(self).items() if name != "output"}
         stamps = [] if self.data is None else _stamps(pathlib.Path(self.data))
-        return {**options, "fingerprints": self.fingerprints(), "stamps": stamps}
+        return {**self.settings(), "fingerprints": self.fingerprints(), "stamps": stamps}
+
+    def data_fingerprint(self) -> str | None:
+        """Hash of the names below the folder of the data and of their sizes, wherever it lies; of a file, its own."""
+        if self.data is None:
+            return None
+        data = pathlib.Path(self.data)
+        if not data.is_dir():
+            return files.sha256(data)[:32] if data.exists() else None
+        names = [(os.path.relpath(path, data), size) for path, size, _ in _stamps(data)]
+        return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:32]
+
+
+def _described(folder: str) -> tuple[str, dict[str, Any]]:
+    """Fingerprint and configuration of a part."""
+    part = read_part(folder)
+    return part.fingerprint(), json.loads(part.config.to_json())
 
 
 def _stamps(data: pathlib.Path) -> list[tuple[str, int, int]]:
@@ -99,10 +128,18 @@ def evaluate(request: Request):
             "suite": request.suite,
             "seed": request.seed,
             "fingerprints": identity["fingerprints"],
+            "settings": request.settings(),
+            "data_fingerprint": request.data_fingerprint(),
             "metrics": {name: dataclasses.asdict(estimate) for name, estimate in findings.metrics.items()},
             "notes": findings.notes,
         }
+        details = {
+            "Settings": results["settings"],
+            "Fingerprints": {**results["fingerprints"], "data": results["data_fingerprint"]},
+            "Software": report.software(),
+            **{f"Configuration: {name}": config for name, (_, config) in request.parts.items()},
+        }
         with files.new_folder(request.output) as scratch:
             (scratch / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-            (scratch / "report.html").write_text(findings.page)
+            (scratch / "report.html").write_text(report.with_details(findings.page, details))
     print(f"report: {request.output}/report.html")

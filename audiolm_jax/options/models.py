@@ -164,10 +164,18 @@ def _add_compare(command):
     added = command(
         "compare",
         _compare,
-        "Hear what several runs of `generate` made of the same prompts: one page, side by side.",
-        "  audiolm compare runs/continuations runs/acoustic_continuations --output=runs/comparison",
+        "Runs side by side, on one page: generated audio to be heard, measured figures to be read.",
+        "Of `generate` and `quickstart`: what each run made of the same prompts, with a blind test (docs/report.md).\n"
+        "Of `evaluate`: each metric with its intervals, marked where they do not meet the first run's.\n\n"
+        "  audiolm compare runs/continuations runs/acoustic_continuations --output=runs/comparison\n"
+        "  audiolm compare runs/quality_10k runs/quality_50k --output=runs/progress",
     )
-    added.add_argument("runs", nargs="+", metavar="RUN", help="folder that `audiolm generate` wrote")
+    added.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="folder that `generate` or `quickstart` wrote, or, among themselves, folders of `evaluate`",
+    )
     added.add_argument("--output", required=True, metavar="DIR", help="new folder of report.html")
 
 

@@ -1,5 +1,6 @@
 """`audiolm evaluate --suite=codec`: its figures against ones worked out here, and what it says of bad input."""
 
+import html
 import json
 import re
 
@@ -65,9 +66,17 @@ def test_figures(capsys, folder, recordings, tmp_path, monkeypatch):
     status, out, _, error = evaluate(capsys, folder, recordings, output, *wanted)
     assert status == 0 and out == f"report: {output}/report.html\n" and "2.4/2.4 s" in error
     results = results_of(output)
-    assert set(results) == {"suite", "seed", "fingerprints", "metrics", "notes"}
+    assert set(results) == {
+        *("suite", "seed", "fingerprints", "settings", "data_fingerprint", "metrics", "notes"),
+    }
     assert (results["suite"], results["seed"]) == ("codec", 7)
+    settings = results["settings"]
+    assert (settings["data"], settings["judges"]) == (str(recordings), ["si_sdr", "log_mel_distance"])
     assert results["fingerprints"] == {"codec": bundle.read_part(folder).fingerprint()}
+    page = (output / "report.html").read_text()
+    details = html.unescape(page[page.index("<dl>") :])
+    for told in (results["fingerprints"]["codec"], results["data_fingerprint"], '"seed": 7', '"codebook_size": '):
+        assert told in details
     assert results["notes"] == ["Opus: not measured, no opusenc and opusdec; apt-get install opus-tools brings them"]
     metrics, codec = results["metrics"], bundle.load_codec(folder)
     names = {f"codec_{n}.{what}" for n in (1, 2, 3) for what in ("kilobits", "si_sdr", "log_mel_distance")}

@@ -1,7 +1,9 @@
-"""`audiolm compare`: every run's audio beside the recording, grouped by prompt."""
+"""`audiolm compare`: every run's audio beside the recording, grouped by prompt; evaluations metric by metric."""
 
+import html
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -57,7 +59,105 @@ def test_runs_are_heard_side_by_side(tmp_path):
     assert page.count("<audio") == 6 and "curves" not in page.partition("</style>")[2]
 
 
-def test_a_folder_without_generated_audio_is_refused(tmp_path, capsys):
-    assert run(str(tmp_path), f"--output={tmp_path / 'page'}") == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: no generated audio: {tmp_path}; ")
-    assert not (tmp_path / "page").exists()
+def test_a_recording_in_two_places_is_one_prompt(tmp_path):
+    """Also of quickstart's workdirs, which compare their figures too."""
+    generator = np.random.default_rng()
+    losses = generator.uniform(1, 5, 2).tolist()
+    for name, loss in zip(("a", "b"), losses):
+        (tmp_path / name).mkdir()
+        soundfile.write(tmp_path / name / "piece.wav", np.zeros(8000), 16000)
+        prompts = {"continuations": [str(tmp_path / name / "piece.wav")], "acoustic": [], "unconditional": [None]}
+        for folder, found in prompts.items():
+            write_run(tmp_path / name / folder, found, -20, generator)
+        results = {"minutes": 3.5, "language_models": {"coarse": {"loss": loss, "loss_per_level": [1.0]}}}
+        (tmp_path / name / "results.json").write_text(json.dumps({**results, "generation": {"continuations": []}}))
+    assert run(str(tmp_path / "a"), str(tmp_path / "b"), f"--output={tmp_path / 'page'}") == 0
+    page = (tmp_path / "page" / "report.html").read_text()
+    assert re.findall(r"<h3>(.*?)</h3>", page) == [str(tmp_path / "a" / "piece.wav"), "Unconditional"]
+    assert re.findall('data-kind="(.*?)"', page) == ["original", *4 * ["generated"]]
+    table = re.search("Measured by quickstart.*?</table>", page, re.DOTALL)[0]
+    assert re.findall("<td>(.*?)</td>", table) == [
+        *("minutes", "3.5", "3.5", "language_models.coarse.loss", *(f"{loss:.4g}" for loss in losses))
+    ]
+
+
+def write_evaluation(folder, metrics, **others):
+    folder.mkdir()
+    found = {name: dict(zip(("value", "low", "high", "count"), (*found, 9))) for name, found in metrics.items()}
+    results = {"suite": "codec", "seed": 0, "fingerprints": {"codec": folder.name}, "settings": {}, "notes": ["quiet"]}
+    (folder / "results.json").write_text(
+        json.dumps({**results, "data_fingerprint": "d0", **others, "metrics": found}, indent=2)
+    )
+    return str(folder)
+
+
+def test_intervals_that_do_not_meet_are_marked(tmp_path, capsys):
+    generator = np.random.default_rng()
+    metrics = [{f"m{n}": np.sort(generator.uniform(0, 1, 3))[[1, 0, 2]].tolist() for n in range(40)} for _ in range(3)]
+    del metrics[1]["m0"]
+    metrics[2]["own"] = [1, 1, 1]
+    runs = [write_evaluation(tmp_path / name, found) for name, found in zip("abc", metrics)]
+    assert run(*runs, f"--output={tmp_path / 'page'}") == 0
+    page = (tmp_path / "page" / "report.html").read_text()
+    assert re.findall('<th scope="col">(.*?)</th>', page) == ["metric", *runs]
+    rows = [re.findall("<td>(.*?)</td>", row) for row in re.findall("<tr>(.*?)</tr>", page)[1:]]
+    assert [row[0] for row in rows] == [*(f"m{n}" for n in range(40)), "own"]
+    seen = set()
+    for name, *cells in rows:
+        for cell, found in zip(cells, metrics):
+            if name not in found:
+                assert cell == "–"
+                continue
+            (value, low, high), (_, first_low, first_high) = found[name], metrics[0].get(name, (0, 0, 1))
+            mark = " ▲ higher" if low > first_high else " ▼ lower" if high < first_low else ""
+            seen.add(mark)
+            assert cell == f"{value:.4g} [{low:.4g}, {high:.4g}]{mark}"
+    assert len(seen) == 3
+    assert "Warning" not in page and "warning" not in capsys.readouterr().err and f"{runs[1]}: quiet." in page
+    details = html.unescape(page[page.index("<dl>") :])
+    assert all(f'"codec": "{name}"' in details for name in "abc")
+
+
+def test_what_should_be_alike_and_is_not_is_said(tmp_path, capsys):
+    metrics = {"m": [0.5, 0.4, 0.6]}
+    runs = [
+        write_evaluation(tmp_path / "a", metrics),
+        write_evaluation(tmp_path / "b", metrics, seed=3, data_fingerprint="d1"),
+        write_evaluation(tmp_path / "c", {**metrics, "n": metrics["m"]}, suite="abx"),
+    ]
+    assert run(*runs, f"--output={tmp_path / 'page'}") == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    a, b, c = runs
+    assert warnings == [
+        f"warning: the suites differ: codec in {a}, codec in {b}, abx in {c}",
+        f"warning: the seeds differ: 0 in {a}, 3 in {b}, 0 in {c}",
+        f"warning: the data differ: d0 in {a}, d1 in {b}, d0 in {c}",
+    ]
+    page = (tmp_path / "page" / "report.html").read_text()
+    assert all(f"W{line[1:]}." in page for line in warnings)
+
+
+def test_refuses(tmp_path, capsys):
+    generator = np.random.default_rng()
+    made = write_run(tmp_path / "made", [None], -20, generator)
+    codec, other = (write_evaluation(tmp_path / name, {name: [0, 0, 0]}) for name in ("codec", "other"))
+    broken, lacking, quickstart = tmp_path / "broken", tmp_path / "lacking", tmp_path / "quickstart"
+    shutil.copytree(codec, broken)
+    (broken / "results.json").write_text('{"suite": "codec", "metrics": {"m": {"value": 1}}}')
+    shutil.copytree(made, lacking)
+    (lacking / "made_00.wav").unlink()
+    quickstart.mkdir()
+    (quickstart / "results.json").write_text('{"generation": {}}')
+    for runs, message in (
+        ([tmp_path], f"nothing to compare: {tmp_path}; "),
+        ([tmp_path / "nowhere"], "nothing to compare: "),
+        ([codec, broken], f"nothing to compare: {broken}; "),
+        ([made, lacking], f"recording not found: {lacking}/made_00.wav; "),
+        ([quickstart], f"no generated audio: {quickstart}/continuations; "),
+        ([made, codec], f"an evaluation ({codec}) cannot be compared with generated audio: {made}; "),
+        ([codec, other], f"no metric in common (suites: codec): {other}; "),
+    ):
+        assert run(*map(str, runs), f"--output={tmp_path / 'page'}") == 2
+        error = capsys.readouterr().err
+        assert error.splitlines()[-1].startswith(f"error: {message}"), error
+        assert not (tmp_path / "page").exists()

@@ -150,7 +150,7 @@ def test_figures_are_those_of_plain_loops(tmp_path, monkeypatch, sizes):
         "What a language model must beat",
     ):
         assert figure in page
-    assert page.count("data:image/png") == 4 * len(counts) and "<audio" not in page and "http" not in page
+    assert page.count("data:image/png") == 4 * len(counts) and "<audio" not in page and "://" not in page
 
 
 def test_examples_are_decoded_by_the_codec_that_made_them(tmp_path, capsys, monkeypatch):

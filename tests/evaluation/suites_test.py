@@ -1,5 +1,6 @@
 """`audiolm evaluate` stopped in the middle and started again: nothing is measured twice, the results are the same."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,6 +105,19 @@ def test_changed_data_starts_anew(bundle_folder, tmp_path):
     assert request.identity() == before
     soundfile.write(recordings / "1.wav", np.ones(RATE), RATE)
     assert request.identity() != before
+
+
+def test_data_are_known_again_elsewhere(tmp_path):
+    folders = [write_recordings(tmp_path / name, 2) for name in ("a", "b")]
+    fingerprint = lambda path: Request("codec", "out", data=str(path)).data_fingerprint()
+    first, second = map(fingerprint, folders)
+    assert first == second != fingerprint(folders[0] / "0.wav")
+    shutil.copy(folders[0] / "0.wav", tmp_path / "other.wav")
+    assert fingerprint(tmp_path / "other.wav") == fingerprint(folders[1] / "0.wav")
+    soundfile.write(folders[1] / "1.wav", np.ones(RATE), RATE)
+    assert fingerprint(folders[1]) != first
+    (folders[0] / "1.wav").rename(folders[0] / "2.wav")
+    assert fingerprint(folders[0]) != first
 
 
 @pytest.mark.slow
