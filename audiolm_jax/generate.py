@@ -149,7 +149,7 @@ class AudioLM:
         """
         check_request(mode, prompt_BW is not None, seconds, num_samples)
         if mode == "acoustic":
-            self._semantic_stage("mode acoustic")
+            self.semantic_stage("mode acoustic")
         seconds = DEFAULT_SECONDS if seconds is None else seconds
         deduplicates = "semantic" in self.stages and self.stages["semantic"].stage.target.deduplicate
         return Windows(
@@ -169,8 +169,8 @@ class AudioLM:
         stage = self.stages["coarse"].stage
         return stage.acoustic_rate // stage.semantic_rate
 
-    def _semantic_stage(self, where: str) -> LanguageModel:
-        """The semantic stage, or a UserError where there is none."""
+    def semantic_stage(self, where: str) -> LanguageModel:
+        """The semantic stage, or a UserError where there is none, in whatever `where` says."""
         if "semantic" not in self.stages:
             raise UserError("the bundle has no semantic stage", where, "choose a bundle with one")
         return self.stages["semantic"]
@@ -248,7 +248,7 @@ class AudioLM:
         self, wave_BW: np.ndarray, lengths_B: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """What `log_likelihood` gives without the division, float64 [B], and the numbers of tokens, [B]."""
-        self._semantic_stage("log_likelihood")
+        self.semantic_stage("log_likelihood")
         wave_BW = np.asarray(wave_BW)
         lengths_B = np.full(len(wave_BW), wave_BW.shape[1]) if lengths_B is None else np.asarray(lengths_B)
         semantic = self._encode_semantic(wave_BW, lengths_B)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from audiolm_jax import files
+from audiolm_jax.bundle import read_fingerprints
 from audiolm_jax.errors import UserError
 from audiolm_jax.evaluation import journal
 from audiolm_jax.evaluation.statistics import Estimate
@@ -18,6 +19,8 @@ from audiolm_jax.parts import read_part
 SUITES = {
     "codec": ("audiolm_jax.evaluation.codec", "evaluate_codec"),
     "abx": ("audiolm_jax.evaluation.phonetics", "evaluate_abx"),
+    **dict.fromkeys(("swuggy", "sblimp", "storycloze", "salmon"), ("audiolm_jax.evaluation.pairs", "evaluate_pairs")),
+    "likelihood": ("audiolm_jax.evaluation.likelihood", "evaluate_likelihood"),
 }
 
 
@@ -27,6 +30,7 @@ class Request:
 
     suite: str
     output: str
+    bundle: str | None = None
     codec: str | None = None
     semantic_tokenizer: Sequence[str] = ()
     layers: Sequence[int] = ()
@@ -44,7 +48,9 @@ class Request:
 
     def fingerprints(self) -> dict[str, str]:
         """Of the parts under test: by role, semantic tokenizers by the names of their folders."""
-        found = {} if self.codec is None else {"codec": read_part(self.codec).fingerprint()}
+        found = {} if self.bundle is None else read_fingerprints(self.bundle)
+        if self.codec is not None:
+            found["codec"] = read_part(self.codec).fingerprint()
         for folder in self.semantic_tokenizer:
             if (name := pathlib.Path(folder).resolve().name) in found:
                 raise UserError("two parts of one name", f"--semantic_tokenizer={folder}", "rename one's folder")
@@ -73,11 +79,13 @@ class Findings:
       metrics: by name.
       notes: what was left out, and why.
       page: the report, HTML.
+      texts: what else is to stand beside it, by the names of the files.
     """
 
     metrics: Mapping[str, Estimate]
     notes: Sequence[str]
     page: str
+    texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def evaluate(request: Request):
@@ -102,5 +110,6 @@ def evaluate(request: Request):
         }
         with files.new_folder(request.output) as scratch:
             (scratch / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-            (scratch / "report.html").write_text(findings.page)
+            for name, text in {"report.html": findings.page, **findings.texts}.items():
+                (scratch / name).write_text(text)
     print(f"report: {request.output}/report.html")

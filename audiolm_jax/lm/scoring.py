@@ -1,4 +1,4 @@
-"""How likely a stage finds sequences of tokens, by the cached pass and with the very weights that generation decodes with.
+"""How likely a stage finds sequences of tokens, by the cached pass and with the weights that generation decodes with.
 
 A sequence goes through the layers in blocks over a cache, so that the memory for logits and attention follows the block
 and not the length. Rows are padded on the left, as in decoding.

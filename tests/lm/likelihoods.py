@@ -72,7 +72,7 @@ def _turned(x_TH):
 
 
 def _buckets(distance_TS, config):
-    """T5's: the first half of the buckets for a distance each, the others wider and wider up to the largest distance."""
+    """T5's: the first half of the buckets for a distance each, the others wider and wider up to the last."""
     exact = config.num_buckets // 2
     distance_TS = np.maximum(distance_TS, 0)
     share_TS = np.log(np.maximum(distance_TS, 1) / exact) / np.log(config.max_distance / exact)
