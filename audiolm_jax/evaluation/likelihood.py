@@ -28,8 +28,8 @@ from audiolm_jax.progress import report, seconds_bar
 BATCH_SECONDS, BATCH_RECORDINGS = 60.0, 32
 ALL = "all"
 
-# Seconds of a batch, and what gives its records, fewer than there are recordings where some cannot be read.
-Batch = tuple[float, Callable[[], Sequence[Mapping[str, Any]]]]
+# Seconds of a batch, whole ones, and what gives its records, fewer than there are recordings where some are unreadable.
+Batch = tuple[int, Callable[[], Sequence[Mapping[str, Any]]]]
 
 
 def evaluate_likelihood(request: Request, journal: Journal) -> Findings:
@@ -68,7 +68,8 @@ def _of_recordings(model: AudioLM, data: str, split: str | None) -> tuple[int, l
         return tokenize.encode_shard(shard, tokenizers, BATCH_SECONDS, report, lambda _: None)[0]
 
     planned = batches.by_length(lengths, BATCH_SECONDS, BATCH_RECORDINGS)
-    return len(chosen), [(sum(lengths[i] for i in indices), functools.partial(read, indices)) for indices in planned]
+    whole_seconds = lambda indices: round(sum(lengths[index] for index in indices))
+    return len(chosen), [(whole_seconds(indices), functools.partial(read, indices)) for indices in planned]
 
 
 def _of_dataset(model: AudioLM, data: str, split: str | None) -> tuple[int, list[Batch]]:
@@ -91,7 +92,7 @@ def _of_dataset(model: AudioLM, data: str, split: str | None) -> tuple[int, list
         total += len(lengths)
         for indices in batches.by_length(lengths, BATCH_SECONDS, BATCH_RECORDINGS):
             read = functools.partial(lambda source, indices: [source[index] for index in indices], source, indices)
-            found.append((sum(lengths[index] for index in indices), read))
+            found.append((round(sum(lengths[index] for index in indices)), read))
     return total, found
 
 

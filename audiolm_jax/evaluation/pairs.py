@@ -80,15 +80,17 @@ def score(model: AudioLM, trials: Sequence[Trial], seconds: Mapping[str, float],
     """
     lengths = [max(seconds[trial.right.id], seconds[trial.wrong.id]) for trial in trials]
     scores: dict[str, dict[str, float]] = {NORMALIZED: {}, SUM: {}}
-    total = sum(seconds[trial.right.id] + seconds[trial.wrong.id] for trial in trials)
-    with seconds_bar("score", total, 1) as progress:
+    rate = model.codec.sample_rate
+    samples = lambda recordings: sum(round(seconds[recording.id] * rate) for recording in recordings)
+    total = samples(member for trial in trials for member in (trial.right, trial.wrong))
+    with seconds_bar("score", total, rate) as progress:
         for number, indices in enumerate(batches.by_length(lengths, BATCH_SECONDS / 2, BATCH_RECORDINGS // 2)):
             recordings = [member for index in indices for member in (trials[index].right, trials[index].wrong)]
             found = journal.once(f"batch/{number}", functools.partial(_score_batch, model, recordings))
             for recording, likelihood, count in zip(recordings, found["likelihoods"], found["counts"], strict=True):
                 scores[NORMALIZED][recording.id] = float(likelihood / count)
                 scores[SUM][recording.id] = float(likelihood)
-            progress.update(sum(seconds[recording.id] for recording in recordings))
+            progress.update(samples(recordings))
     return scores
 
 
