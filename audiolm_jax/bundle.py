@@ -110,15 +110,7 @@ def load_bundle(path: str | pathlib.Path, weights: str | None = None, mesh: Mesh
     if weights not in (None, *WEIGHTS):
         raise UserError("unknown weights", weights, f"use one of {', '.join(WEIGHTS)}")
     folder = pathlib.Path(path)
-    if not (folder / FILE).is_file():
-        raise UserError("not a bundle", path, "make one with `audiolm bundle`")
-    try:
-        description = json.loads((folder / FILE).read_text())
-        if description["format_version"] != FORMAT_VERSION:
-            raise UserError(f"format version {description['format_version']}", folder / FILE, "bundle the parts anew")
-        fingerprints = {role: entry["fingerprint"] for role, entry in description["parts"].items()}
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise UserError("bundle is damaged", folder / FILE, "bundle the parts anew") from error
+    fingerprints = {role: fingerprint for role, (fingerprint, _) in describe(path).items()}
     parts = {}
     for role in fingerprints:
         if not (folder / role).is_dir():
@@ -143,6 +135,20 @@ def load_bundle(path: str | pathlib.Path, weights: str | None = None, mesh: Mesh
         mean_run_length=parts["semantic"].settings["tokens"]["mean_run_length"] if "semantic" in parts else 1.0,
         fingerprints=fingerprints,
     )
+
+
+def describe(path: str | pathlib.Path) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Fingerprint and configuration of a bundle's parts by role, as it says; raises a UserError where it is none."""
+    file = pathlib.Path(path) / FILE
+    if not file.is_file():
+        raise UserError("not a bundle", path, "make one with `audiolm bundle`")
+    try:
+        description = json.loads(file.read_text())
+        if description["format_version"] != FORMAT_VERSION:
+            raise UserError(f"format version {description['format_version']}", file, "bundle the parts anew")
+        return {role: (entry["fingerprint"], entry["config"]) for role, entry in description["parts"].items()}
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise UserError("bundle is damaged", file, "bundle the parts anew") from error
 
 
 def write_bundle(sources: dict[str, str | None], output: str | pathlib.Path):

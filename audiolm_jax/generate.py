@@ -15,10 +15,11 @@ import jax
 import numpy as np
 
 from audiolm_jax.codec.codec import Codec
+from audiolm_jax.data import transforms
 from audiolm_jax.errors import UserError
-from audiolm_jax.lm.decode import LanguageModel, round_up
-from audiolm_jax.lm.objective import next_token_losses
+from audiolm_jax.lm.decode import LanguageModel
 from audiolm_jax.lm.sampling import Sampling
+from audiolm_jax.lm.scoring import next_token_losses
 from audiolm_jax.semantic.tokenizer import SemanticTokenizer
 from audiolm_jax.windows import Clock, Row, Windows
 
@@ -148,7 +149,7 @@ class AudioLM:
         """
         check_request(mode, prompt_BW is not None, seconds, num_samples)
         if mode == "acoustic":
-            self._semantic_stage("mode acoustic")
+            self.semantic_stage("mode acoustic")
         seconds = DEFAULT_SECONDS if seconds is None else seconds
         deduplicates = "semantic" in self.stages and self.stages["semantic"].stage.target.deduplicate
         return Windows(
@@ -168,8 +169,8 @@ class AudioLM:
         stage = self.stages["coarse"].stage
         return stage.acoustic_rate // stage.semantic_rate
 
-    def _semantic_stage(self, where: str) -> LanguageModel:
-        """The semantic stage, or a UserError where there is none."""
+    def semantic_stage(self, where: str) -> LanguageModel:
+        """The semantic stage, or a UserError where there is none, in whatever `where` says."""
         if "semantic" not in self.stages:
             raise UserError("the bundle has no semantic stage", where, "choose a bundle with one")
         return self.stages["semantic"]
@@ -229,31 +230,61 @@ class AudioLM:
         """Stage 1's log-likelihood of each recording's semantic tokens, in nats: sWUGGY's and sBLIMP's score.
 
         Args:
-          wave_BW: recordings at `codec.sample_rate`.
+          wave_BW: recordings at `codec.sample_rate`. Longer ones than the stage's training crop are scored in
+            consecutive stretches of that length, as `token_log_likelihoods` says.
           lengths_B: samples of each.
           normalize: divide by the number of tokens (the paper does; §4.4).
 
         Returns:
-          float [B].
+          float64 [B].
 
         Raises:
-          UserError: the bundle has no semantic stage.
+          UserError: the bundle has no semantic stage, or a recording is too short for a token.
         """
-        lm = self._semantic_stage("log_likelihood")
+        likelihoods_B, counts_B = self.semantic_log_likelihoods(wave_BW, lengths_B)
+        return likelihoods_B / counts_B if normalize else likelihoods_B
+
+    def semantic_log_likelihoods(
+        self, wave_BW: np.ndarray, lengths_B: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What `log_likelihood` gives without the division, float64 [B], and the numbers of tokens, [B]."""
+        self.semantic_stage("log_likelihood")
         wave_BW = np.asarray(wave_BW)
         lengths_B = np.full(len(wave_BW), wave_BW.shape[1]) if lengths_B is None else np.asarray(lengths_B)
-        rows = []
-        for semantic_T in self._encode_semantic(wave_BW, lengths_B):
-            rows.append(lm.stage.prefix(None, lm.stage.target.flatten(semantic_T)))
-        length = round_up(max(map(len, rows)) - 1, 64)
-        inputs_BT, targets_BT = np.zeros((2, len(rows), length), np.int32)
-        weights_BT = np.zeros((len(rows), length), np.float32)
-        for row, tokens in enumerate(rows):
-            count = len(tokens) - 1
-            inputs_BT[row, :count], targets_BT[row, :count], weights_BT[row, :count] = tokens[:-1], tokens[1:], 1.0
-        losses_BT = np.asarray(next_token_losses(lm.config, lm.params, inputs_BT, targets_BT))
-        scores_B = -np.sum(losses_BT * weights_BT, axis=1)
-        return scores_B / weights_BT.sum(axis=1) if normalize else scores_B
+        semantic = self._encode_semantic(wave_BW, lengths_B)
+        for row, semantic_T in enumerate(semantic):
+            if not len(semantic_T):
+                raise UserError("a recording too short for a semantic token", f"row {row}", "leave it out")
+        nothing = np.zeros((0, self.codec.num_quantizers), np.int32)
+        records = [{"semantic": semantic_T, "acoustic": nothing, "is_end": False} for semantic_T in semantic]
+        return self.token_log_likelihoods("semantic", records)
+
+    def token_log_likelihoods(self, stage: str, records: Sequence[transforms.Record]) -> tuple[np.ndarray, np.ndarray]:
+        """How likely a stage finds its target tokens of each record, given its condition there.
+
+        Records longer than the stage's training crop are cut into consecutive stretches of that length, whose
+        log-likelihoods add up; each begins as if nothing came before it. Held-out losses in training are taken so, too.
+
+        Args:
+          stage: its name.
+          records: with `semantic`, `acoustic` and `is_end` (a true end has an end token where the stage predicts one).
+
+        Returns:
+          log-likelihoods in nats, float64 [R], and numbers of tokens, [R].
+        """
+        lm = self.stages[stage]
+        examples, owners = [], []
+        for owner, record in enumerate(records):
+            for window in transforms.windows(record, lm.stage):
+                examples.append(lm.stage.sequence(window["semantic"], window["acoustic"], window["is_end"]))
+                owners.append(owner)
+        likelihoods_R, counts_R = np.zeros(len(records)), np.zeros(len(records), np.int64)
+        losses = next_token_losses(lm, [tokens for tokens, _ in examples])
+        for owner, (_, loss_start), losses_T in zip(owners, examples, losses, strict=True):
+            counted_T = losses_T[loss_start - 1 :].astype(np.float64)
+            likelihoods_R[owner] -= counted_T.sum()
+            counts_R[owner] += len(counted_T)
+        return likelihoods_R, counts_R
 
 
 def _stack(rows: Sequence[np.ndarray]) -> np.ndarray:

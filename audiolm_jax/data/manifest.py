@@ -165,6 +165,15 @@ def with_splits(recordings: Sequence[Recording], validation_share: float = VALID
     ]
 
 
+def of_split(recordings: Sequence[Recording], split: str | None) -> list[Recording]:
+    """Those of a split, all of them where none is named; raises a UserError where there are none."""
+    chosen = [recording for recording in recordings if split in (None, recording.split)]
+    if not chosen:
+        splits = ", ".join(sorted({recording.split for recording in recordings}))
+        raise UserError("no recordings of this split", f"--split={split}", f"use one of {splits}")
+    return chosen
+
+
 def _hash(identifier: str) -> float:
     """A number in [0, 1) that depends on the identifier alone."""
     return int.from_bytes(hashlib.sha256(identifier.encode()).digest()[:8]) / 2**64

@@ -137,11 +137,7 @@ def evaluate_codec(request: Request, journal: Journal) -> Findings:
     panel, notes = judges.choose(request.judges)
     if missing := opus.missing():
         notes.append(f"Opus: not measured, {missing}")
-    recordings = manifest.read_manifest(data)
-    chosen = [r for r in recordings if request.split in (None, r.split)]
-    if not chosen:
-        splits = ", ".join(sorted({recording.split for recording in recordings}))
-        raise UserError("no recordings of this split", f"--split={request.split}", f"use one of {splits}")
+    chosen = manifest.of_split(manifest.read_manifest(data), request.split)
     usable, seconds = manifest.usable(chosen, report)
     measured: dict[str, Measured] = {}
     with seconds_bar("evaluate", round(sum(seconds) * codec.sample_rate), codec.sample_rate) as progress:

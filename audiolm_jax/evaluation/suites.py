@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from audiolm_jax import files
+from audiolm_jax import bundle, files
 from audiolm_jax.errors import UserError
 from audiolm_jax.evaluation import journal, report
 from audiolm_jax.evaluation.statistics import Estimate
@@ -20,6 +20,8 @@ from audiolm_jax.parts import read_part
 SUITES = {
     "codec": ("audiolm_jax.evaluation.codec", "evaluate_codec"),
     "abx": ("audiolm_jax.evaluation.phonetics", "evaluate_abx"),
+    **dict.fromkeys(("swuggy", "sblimp", "storycloze", "salmon"), ("audiolm_jax.evaluation.pairs", "evaluate_pairs")),
+    "likelihood": ("audiolm_jax.evaluation.likelihood", "evaluate_likelihood"),
 }
 
 
@@ -29,6 +31,7 @@ class Request:
 
     suite: str
     output: str
+    bundle: str | None = None
     codec: str | None = None
     semantic_tokenizer: Sequence[str] = ()
     layers: Sequence[int] = ()
@@ -51,7 +54,9 @@ class Request:
 
         They are read once: an hour later there may be other weights in a training's folder.
         """
-        found = {} if self.codec is None else {"codec": _described(self.codec)}
+        found = {} if self.bundle is None else bundle.describe(self.bundle)
+        if self.codec is not None:
+            found["codec"] = _described(self.codec)
         for folder in self.semantic_tokenizer:
             if (name := pathlib.Path(folder).resolve().name) in found:
                 raise UserError("two parts of one name", f"--semantic_tokenizer={folder}", "rename one's folder")
@@ -103,11 +108,13 @@ class Findings:
       metrics: by name.
       notes: what was left out, and why.
       page: the report, HTML.
+      texts: what else is to stand beside it, by the names of the files.
     """
 
     metrics: Mapping[str, Estimate]
     notes: Sequence[str]
     page: str
+    texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def evaluate(request: Request):
@@ -141,5 +148,7 @@ def evaluate(request: Request):
         }
         with files.new_folder(request.output) as scratch:
             (scratch / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-            (scratch / "report.html").write_text(report.with_details(findings.page, details))
+            page = report.with_details(findings.page, details)
+            for name, text in {"report.html": page, **findings.texts}.items():
+                (scratch / name).write_text(text)
     print(f"report: {request.output}/report.html")

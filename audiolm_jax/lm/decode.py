@@ -292,6 +292,12 @@ class LanguageModel:
             return sharded_weights(self.mesh, self.config, self.stage, self.params, self.int8)
         return in_huge_pages(decoder_weights(self.config, self.stage, self.params, self.int8))
 
+    @functools.cached_property
+    def head(self) -> jax.Array:
+        """The output matrix [D, V] over the whole vocabulary, in the compute type, on every device of the mesh."""
+        head_DV = jnp.asarray(self.params["head"], self.config.dtype)
+        return head_DV if self.mesh is None else jax.device_put(head_DV, NamedSharding(self.mesh, PartitionSpec()))
+
     def step_weights(self, batch: int) -> Weights:
         """The weights for steps of so many rows."""
         turned = batch == 1 and self.mesh is None and jax.default_backend() == "cpu"

@@ -1,7 +1,5 @@
 """Next-token prediction for one stage, as an `Objective`."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -27,12 +25,6 @@ def token_losses(logits_BTV: jax.Array, targets_BT: jax.Array, z_loss: float = 0
     log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
     target_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
     return log_z_BT - target_BT, z_loss * jnp.square(log_z_BT)
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def next_token_losses(config: TransformerConfig, params, inputs_BT: jax.Array, targets_BT: jax.Array) -> jax.Array:
-    """Negative log-probability of each target given the inputs up to its position, in nats: [B, T]."""
-    return token_losses(Transformer(config).apply({"params": params}, inputs_BT), targets_BT)[0]
 
 
 def language_model_objective(config: ml_collections.ConfigDict, optimizer: optax.GradientTransformation) -> Objective:

@@ -196,12 +196,20 @@ def _add_evaluate(command):
         "        said to be. Twelve levels and every judge take about twice as long as the recordings last.\n"
         "abx     --semantic_tokenizer, --data: ABX error within and across speakers of log-mel features, layers and\n"
         "        tokens; phone purity, PNMI and token rates. --data is an item file of Libri-Light, an alignment\n"
-        "        table, or a folder with either or both, recordings below it (docs/abx.md).\n\n"
+        "        table, or a folder with either or both, recordings below it (docs/abx.md).\n"
+        "swuggy, sblimp, storycloze, salmon\n"
+        "        --bundle, --data: how often the semantic stage finds the right of two recordings likelier than the\n"
+        "        wrong one. --data is the folder of ZeroSpeech 2021 (--split=dev or test), of Spoken StoryCloze or of\n"
+        "        SALMon (docs/evaluation.md). scores_normalized.txt and scores_sum.txt are as ZeroSpeech reads them.\n"
+        "likelihood\n"
+        "        --bundle, --data: loss of each stage in nats a token, nats and bits a second of audio. --data is\n"
+        "        recordings that were not trained on, or a token dataset; --split picks some of them.\n\n"
         "Stopped or killed, the same command goes on where it was.\n\n"
         "  audiolm evaluate --suite=codec --codec=runs/codec --data=RECORDINGS --output=runs/quality\n"
         "  audiolm evaluate --suite=abx --semantic_tokenizer=runs/encoder --data=dev-clean.item --output=runs/abx",
     )
-    added.add_argument("--suite", required=True, metavar="NAME", help="codec or abx")
+    added.add_argument("--suite", required=True, metavar="NAME", help="one of the above")
+    added.add_argument("--bundle", metavar="DIR", help="the whole model, as `audiolm bundle` makes it")
     added.add_argument("--codec", metavar="DIR", help="workdir, checkpoint or export")
     added.add_argument(
         "--semantic_tokenizer",
@@ -220,7 +228,7 @@ def _add_evaluate(command):
     )
     text = "of the layers' frames, a multiple of the encoder's own: by passes shifted in between (default: its own)"
     added.add_argument("--frame_rate", type=float, metavar="HZ", help=text)
-    added.add_argument("--data", metavar="PATH", help="codec: folder, file or .jsonl manifest; abx: items or alignment")
+    added.add_argument("--data", metavar="PATH", help="recordings or sets as above: folder, file or .jsonl manifest")
     added.add_argument("--split", metavar="NAME", help="only these, such as validation (default: all recordings)")
     added.add_argument(
         "--judge",
@@ -240,6 +248,7 @@ def _evaluate(options, _):
         Request(
             suite=options.suite,
             output=options.output,
+            bundle=options.bundle,
             codec=options.codec,
             semantic_tokenizer=options.semantic_tokenizer,
             layers=options.layer,

@@ -11,8 +11,9 @@ import pytest
 import soundfile
 
 from audiolm_jax.errors import UserError
-from audiolm_jax.evaluation import journal, statistics
+from audiolm_jax.evaluation import journal, likelihood, pairs, statistics
 from audiolm_jax.evaluation.suites import Request, evaluate
+from tests.evaluation.pair_sets import noise_pairs, write_sets
 from tests.evaluation.phonetics_test import data  # noqa: F401
 
 RATE = 16_000
@@ -43,14 +44,24 @@ def stop_at(monkeypatch, item):
     return measured
 
 
-@pytest.mark.parametrize("suite", ("codec", "abx"))
+@pytest.mark.parametrize("suite", ("codec", "abx", "swuggy", "likelihood"))
 def test_stopped_and_started_again(suite, bundle_folder, data, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(statistics, "RESAMPLINGS", 50)
+    for module in (pairs, likelihood):
+        monkeypatch.setattr(module, "BATCH_RECORDINGS", 2)
     settings = {
         "codec": {
             "codec": str(bundle_folder / "codec"),
-            "data": str(write_recordings(tmp_path / "recordings", 5)),
+            "data": str(write_recordings(tmp_path / "five", 5)),
             "judges": ["si_sdr", "log_mel_distance"],
+        },
+        "swuggy": {
+            "bundle": str(bundle_folder),
+            "data": str(write_sets(tmp_path / "sets", noise_pairs(6))["swuggy"]),
+        },
+        "likelihood": {
+            "bundle": str(bundle_folder),
+            "data": str(write_recordings(tmp_path / "ten", 10)),
         },
         "abx": {"semantic_tokenizer": [str(bundle_folder / "semantic_tokenizer")], "data": str(data)},
     }[suite]
@@ -72,7 +83,7 @@ def test_stopped_and_started_again(suite, bundle_folder, data, tmp_path, monkeyp
         rest = stop_at(patch, None)
         evaluate(stopped)
     assert rest == everything[before:] and len(rest) == 1
-    for name in ("results.json", "report.html"):
+    for name in (path.name for path in (tmp_path / "undisturbed").iterdir()):
         texts = [(tmp_path / run / name).read_text() for run in ("undisturbed", "stopped")]
         assert texts[0] == texts[1], name
     assert not list(tmp_path.glob(".*"))
