@@ -110,15 +110,7 @@ def load_bundle(path: str | pathlib.Path, weights: str | None = None, mesh: Mesh
     if weights not in (None, *WEIGHTS):
         raise UserError("unknown weights", weights, f"use one of {', '.join(WEIGHTS)}")
     folder = pathlib.Path(path)
-    if not (folder / FILE).is_file():
-        raise UserError("not a bundle", path, "make one with `audiolm bundle`")
-    try:
-        description = json.loads((folder / FILE).read_text())
-        if description["format_version"] != FORMAT_VERSION:
-            raise UserError(f"format version {description['format_version']}", folder / FILE, "bundle the parts anew")
-        fingerprints = {role: entry["fingerprint"] for role, entry in description["parts"].items()}
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise UserError("bundle is damaged", folder / FILE, "bundle the parts anew") from error
+    fingerprints = read_fingerprints(folder)
     parts = {}
     for role in fingerprints:
         if not (folder / role).is_dir():
@@ -143,6 +135,20 @@ def load_bundle(path: str | pathlib.Path, weights: str | None = None, mesh: Mesh
         mean_run_length=parts["semantic"].settings["tokens"]["mean_run_length"] if "semantic" in parts else 1.0,
         fingerprints=fingerprints,
     )
+
+
+def read_fingerprints(path: str | pathlib.Path) -> dict[str, str]:
+    """What a bundle says of its parts: their fingerprints by role. Raises a UserError where it is none."""
+    folder = pathlib.Path(path)
+    if not (folder / FILE).is_file():
+        raise UserError("not a bundle", path, "make one with `audiolm bundle`")
+    try:
+        description = json.loads((folder / FILE).read_text())
+        if description["format_version"] != FORMAT_VERSION:
+            raise UserError(f"format version {description['format_version']}", folder / FILE, "bundle the parts anew")
+        return {role: entry["fingerprint"] for role, entry in description["parts"].items()}
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise UserError("bundle is damaged", folder / FILE, "bundle the parts anew") from error
 
 
 def write_bundle(sources: dict[str, str | None], output: str | pathlib.Path):

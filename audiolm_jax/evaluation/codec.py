@@ -15,7 +15,7 @@ from audiolm_jax import bundle
 from audiolm_jax.codec.codec import Codec
 from audiolm_jax.data import manifest
 from audiolm_jax.errors import UserError
-from audiolm_jax.evaluation import judges, opus, statistics
+from audiolm_jax.evaluation import judges, opus, recordings, statistics
 from audiolm_jax.evaluation.journal import Journal
 from audiolm_jax.evaluation.judges import Judge
 from audiolm_jax.evaluation.report import Clip, Group, IntervalPlot, Table, render
@@ -63,6 +63,11 @@ def codec_quality(codec: Codec, waves: Sequence[np.ndarray], seed: int = 0) -> d
 def count_codes(codes_TQ: np.ndarray, codebook_size: int) -> np.ndarray:
     """How often each code of each level occurs: [Q, N]."""
     return np.stack([np.bincount(codes_T, minlength=codebook_size) for codes_T in codes_TQ.T])
+
+
+def reconstruct(codec: Codec, wave_W: np.ndarray) -> np.ndarray:
+    """The waveform [W] as it comes back from all of the codec's levels."""
+    return _decode(codec, np.asarray(codec.encode(wave_W[None]))[0], len(wave_W))
 
 
 def _decode(codec: Codec, codes_TQ: np.ndarray, size: int) -> np.ndarray:
@@ -137,11 +142,7 @@ def evaluate_codec(request: Request, journal: Journal) -> Findings:
     panel, notes = judges.choose(request.judges)
     if missing := opus.missing():
         notes.append(f"Opus: not measured, {missing}")
-    recordings = manifest.read_manifest(data)
-    chosen = [r for r in recordings if request.split in (None, r.split)]
-    if not chosen:
-        splits = ", ".join(sorted({recording.split for recording in recordings}))
-        raise UserError("no recordings of this split", f"--split={request.split}", f"use one of {splits}")
+    chosen = recordings.of_split(data, request.split)
     usable, seconds = manifest.usable(chosen, report)
     measured: dict[str, Measured] = {}
     with seconds_bar("evaluate", round(sum(seconds) * codec.sample_rate), codec.sample_rate) as progress:

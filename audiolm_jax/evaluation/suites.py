@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from audiolm_jax import files
+from audiolm_jax import bundle, files
 from audiolm_jax.errors import UserError
 from audiolm_jax.evaluation import journal
 from audiolm_jax.evaluation.statistics import Estimate
@@ -18,6 +18,11 @@ from audiolm_jax.parts import read_part
 SUITES = {
     "codec": ("audiolm_jax.evaluation.codec", "evaluate_codec"),
     "abx": ("audiolm_jax.evaluation.phonetics", "evaluate_abx"),
+    "acoustic": ("audiolm_jax.evaluation.speech", "evaluate_acoustic"),
+    "continuation": ("audiolm_jax.evaluation.speech", "evaluate_continuation"),
+    "sampling": ("audiolm_jax.evaluation.sampling", "evaluate_sampling"),
+    "piano": ("audiolm_jax.evaluation.piano", "evaluate_piano"),
+    "fad": ("audiolm_jax.evaluation.frechet", "evaluate_frechet"),
 }
 
 
@@ -34,6 +39,18 @@ class Request:
     data: str | None = None
     split: str | None = None
     judges: Sequence[str] = ()
+    bundle: str | None = None
+    speaker_classifier: str | None = None
+    generated: Sequence[str] = ()
+    prompt_seconds: float | None = None
+    seconds: float | None = None
+    num_samples: int = 3
+    min_seconds: float | None = None
+    max_seconds: float | None = None
+    stages: Sequence[str] = ()
+    temperatures: Sequence[float] = ()
+    top_k: Sequence[int] = ()
+    top_p: Sequence[float] = ()
     seed: int = 0
 
     def need(self, name: str) -> Any:
@@ -45,7 +62,10 @@ class Request:
 
     def fingerprints(self) -> dict[str, str]:
         """Of the parts under test: by role, semantic tokenizers by the names of their folders."""
-        found = {} if self.codec is None else {"codec": read_part(self.codec).fingerprint()}
+        found = {} if self.bundle is None else dict(bundle.read_fingerprints(self.bundle))
+        for role in ("codec", "speaker_classifier"):
+            if (folder := getattr(self, role)) is not None:
+                found[role] = read_part(folder).fingerprint()
         for folder in self.semantic_tokenizer:
             if (name := pathlib.Path(folder).resolve().name) in found:
                 raise UserError("two parts of one name", f"--semantic_tokenizer={folder}", "rename one's folder")
@@ -55,7 +75,8 @@ class Request:
     def identity(self) -> dict[str, Any]:
         """All that the results depend on: options, parts, and the names, sizes and times of the files of the data."""
         options = {name: value for name, value in dataclasses.asdict(self).items() if name != "output"}
-        stamps = [] if self.data is None else _stamps(pathlib.Path(self.data))
+        paths = [path for path in (self.data, *self.generated) if path is not None]
+        stamps = [stamp for path in paths for stamp in _stamps(pathlib.Path(path))]
         return {**options, "fingerprints": self.fingerprints(), "stamps": stamps}
 
 

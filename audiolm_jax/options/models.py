@@ -188,12 +188,21 @@ def _add_evaluate(command):
         "        said to be. Twelve levels and every judge take about twice as long as the recordings last.\n"
         "abx     --semantic_tokenizer, --data: ABX error within and across speakers of log-mel features, layers and\n"
         "        tokens; phone purity, PNMI and token rates. --data is an item file of Libri-Light, an alignment\n"
-        "        table, or a folder with either or both, recordings below it (docs/abx.md).\n\n"
+        "        table, or a folder with either or both, recordings below it (docs/abx.md).\n"
+        "acoustic      --bundle, --data: recordings again from their semantic tokens; word errors, voice, quality.\n"
+        "continuation  the same for continuations: is it the prompt's voice? Original, reconstruction, generation,\n"
+        "              continuation and another speaker in one table. Recordings of 4 to 10 s, prompts of 3 s.\n"
+        "sampling      --bundle, --data: quality and diversity over --temperature, --top_k, --top_p.\n"
+        "piano         --bundle, --data: pitch classes, key, onsets of continuation and prompt.\n"
+        "fad           --data, --generated: Fréchet distance of folders to recordings, by Resemblyzer or by the\n"
+        "              encoder of --semantic_tokenizer. Their judges are packages, chosen by --judge: docs/evaluation.md.\n\n"
         "Stopped or killed, the same command goes on where it was.\n\n"
         "  audiolm evaluate --suite=codec --codec=runs/codec --data=RECORDINGS --output=runs/quality\n"
         "  audiolm evaluate --suite=abx --semantic_tokenizer=runs/encoder --data=dev-clean.item --output=runs/abx",
     )
-    added.add_argument("--suite", required=True, metavar="NAME", help="codec or abx")
+    added.add_argument(
+        "--suite", required=True, metavar="NAME", help="codec, abx, acoustic, continuation, sampling, piano or fad"
+    )
     added.add_argument("--codec", metavar="DIR", help="workdir, checkpoint or export")
     added.add_argument(
         "--semantic_tokenizer",
@@ -212,16 +221,38 @@ def _add_evaluate(command):
     )
     text = "of the layers' frames, a multiple of the encoder's own: by passes shifted in between (default: its own)"
     added.add_argument("--frame_rate", type=float, metavar="HZ", help=text)
-    added.add_argument("--data", metavar="PATH", help="codec: folder, file or .jsonl manifest; abx: items or alignment")
+    added.add_argument("--bundle", metavar="DIR", help="model under test")
+    added.add_argument("--data", metavar="PATH", help="folder, file or .jsonl manifest; abx: items or alignment")
+    added.add_argument(
+        "--generated", action="append", default=[], metavar="PATH", help="fad: generated recordings; repeatable"
+    )
     added.add_argument("--split", metavar="NAME", help="only these, such as validation (default: all recordings)")
     added.add_argument(
         "--judge",
         action="append",
         default=[],
         metavar="NAME",
-        help="si_sdr, log_mel_distance, pesq, stoi or visqol; repeatable (default: all that are installed)",
+        help="codec: si_sdr, log_mel_distance, pesq, stoi or visqol (default: all that are installed); others: one of "
+        "a kind, whisper_base, whisper_tiny, pocketsphinx or whisper:MODEL, resemblyzer, dnsmos, basic_pitch (default: "
+        "of each kind the first that is installed); repeatable",
     )
-    added.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+    added.add_argument("--speaker_classifier", metavar="DIR", help="acoustic, continuation: a classifier of speakers")
+    for name, kind, text in (
+        ("prompt_seconds", float, "of each recording's beginning (default: 3, piano 4)"),
+        ("seconds", float, "of new audio (default: 7, piano 16)"),
+        ("min_seconds", float, "leave out shorter recordings (default: the paper's 4)"),
+        ("max_seconds", float, "leave out longer recordings (default: the paper's 10)"),
+    ):
+        added.add_argument(f"--{name}", type=kind, metavar="s", help=text)
+    added.add_argument("--num_samples", type=int, default=3, metavar="n", help="generations each (default: 3)")
+    for name, kind, text in (
+        ("stage", str, "sampling: change these stages alone (default: all)"),
+        ("temperature", float, "sampling: a point of the grid (default: 0.4 to 1.2)"),
+        ("top_k", int, "the same (default: 0, all tokens)"),
+        ("top_p", float, "the same (default: 1, all tokens)"),
+    ):
+        added.add_argument(f"--{name}", action="append", default=[], type=kind, help=f"{text}; repeatable")
+    added.add_argument("--seed", type=int, default=0, help="of all sampling and of the bootstrap (default: 0)")
     added.add_argument("--output", required=True, metavar="DIR", help="new folder of the results")
 
 
@@ -239,6 +270,18 @@ def _evaluate(options, _):
             data=options.data,
             split=options.split,
             judges=options.judge,
+            bundle=options.bundle,
+            speaker_classifier=options.speaker_classifier,
+            generated=options.generated,
+            prompt_seconds=options.prompt_seconds,
+            seconds=options.seconds,
+            num_samples=options.num_samples,
+            min_seconds=options.min_seconds,
+            max_seconds=options.max_seconds,
+            stages=options.stage,
+            temperatures=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
             seed=options.seed,
         )
     )
