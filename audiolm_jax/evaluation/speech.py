@@ -125,7 +125,7 @@ def _evaluate(request: Request, journal: Journal, protocol: Protocol) -> Finding
     found, left_out = recordings.of_length(data, request.split, shortest, longest)
     judges = {kind: adapter.start() for kind, (_, adapter) in chosen.items()}
     classifier, about_labels = _classifier(request.speaker_classifier, found)
-    panel = Panel(*(judges.get(kind) for kind in KINDS), classifier)
+    panel = Panel(judges.get(recognizers.KIND), judges.get(speakers.KIND), judges.get(quality.KIND), classifier)
     others = _other_speakers(found, protocol.seed)
     if not any(others.values()):
         about_labels.append("one speaker alone, so no other one as a floor")
@@ -182,18 +182,18 @@ def _measure(
     """For each recording what the judges say of its versions, by system, and clips of those that are to be heard."""
     size = round(protocol.prompt_seconds * model.codec.sample_rate)
     wave_BW, lengths_B = recordings.stacked(waves)
-    settings = dict(num_samples=protocol.num_samples, seed=protocol.seed)
-    acoustic = model.generate(wave_BW, "acoustic", lengths_B=lengths_B, **settings)
+    generate = functools.partial(model.generate, num_samples=protocol.num_samples, seed=protocol.seed)
+    acoustic = generate(wave_BW, "acoustic", lengths_B=lengths_B)
     continued = None
     if size:
-        continued = model.generate(wave_BW[:, :size], seconds=protocol.seconds, ignore_end=True, **settings)
+        continued = generate(wave_BW[:, :size], seconds=protocol.seconds, ignore_end=True)
     found = []
     for index, (recording, wave_W) in enumerate(zip(batch, waves, strict=True)):
         rows = range(index * protocol.num_samples, (index + 1) * protocol.num_samples)
         again = [acoustic.wave_BW[row, : len(wave_W)] for row in rows]
         rebuilt_W = reconstruct(model.codec, wave_W)
         versions = {
-            "original": [Version(wave_W, wave_W[size:])],
+            "original": [Version(wave_W, wave_W[size:] if size else wave_W)],
             "reconstruction": [Version(rebuilt_W, rebuilt_W[size:])],
             "acoustic": [Version(other_W, other_W[size:]) for other_W in again],
         }
@@ -233,7 +233,8 @@ def _judge(
         judged[system] = []
         for one in group:
             says: dict[str, Any] = {"text": None, "voice": None, "speaker": None, "quality": None}
-            if panel.embedder is not None:
+            # The original itself is the reference where there is no prompt.
+            if panel.embedder is not None and one.judged_W is not reference_W:
                 says["voice"] = speakers.cosine(voice_D, panel.embedder(one.judged_W, sample_rate))
             if system != "other_speaker":
                 if panel.recognizer is not None and one.whole_W is not None:
@@ -269,10 +270,11 @@ def estimate(
             [recognizers.errors(reference, one["text"]) for one in versions[name] if one["text"] is not None]
             for name, reference in references.items()
         ]
-        totals_R4 = np.array([np.sum(group, axis=0) for group in pairs if group])
+        totals_R4 = np.array([np.sum(group, axis=0) for group in pairs if group]).reshape(-1, 4)
         if len(totals_R4) and not (system == "original" and are_heard):
-            metrics[f"{system}.wer"] = statistics.bootstrap_ratio(totals_R4[:, 0], totals_R4[:, 1], seed)
-            metrics[f"{system}.cer"] = statistics.bootstrap_ratio(totals_R4[:, 2], totals_R4[:, 3], seed)
+            wrong_R, words_R, wrong_characters_R, characters_R = totals_R4.T.tolist()
+            metrics[f"{system}.wer"] = statistics.bootstrap_ratio(wrong_R, words_R, seed)
+            metrics[f"{system}.cer"] = statistics.bootstrap_ratio(wrong_characters_R, characters_R, seed)
         for name, measure in _means(kept, system != "other_speaker" and panel.classifier):
             means, without = _over_recordings(versions, measure)
             if means:

@@ -195,7 +195,7 @@ def _add_evaluate(command):
         "sampling      --bundle, --data: quality and diversity over --temperature, --top_k, --top_p.\n"
         "piano         --bundle, --data: pitch classes, key, onsets of continuation and prompt.\n"
         "fad           --data, --generated: Fréchet distance of folders to recordings, by Resemblyzer or by the\n"
-        "              encoder of --semantic_tokenizer. Their judges are packages, chosen by --judge: docs/evaluation.md.\n\n"
+        "              encoder of --semantic_tokenizer. Judges are packages, chosen by --judge: docs/evaluation.md.\n\n"
         "Stopped or killed, the same command goes on where it was.\n\n"
         "  audiolm evaluate --suite=codec --codec=runs/codec --data=RECORDINGS --output=runs/quality\n"
         "  audiolm evaluate --suite=abx --semantic_tokenizer=runs/encoder --data=dev-clean.item --output=runs/abx",
@@ -237,20 +237,27 @@ def _add_evaluate(command):
         "of each kind the first that is installed); repeatable",
     )
     added.add_argument("--speaker_classifier", metavar="DIR", help="acoustic, continuation: a classifier of speakers")
-    for name, kind, text in (
-        ("prompt_seconds", float, "of each recording's beginning (default: 3, piano 4)"),
-        ("seconds", float, "of new audio (default: 7, piano 16)"),
-        ("min_seconds", float, "leave out shorter recordings (default: the paper's 4)"),
-        ("max_seconds", float, "leave out longer recordings (default: the paper's 10)"),
+    for name, text in (
+        ("prompt_seconds", "of each recording's beginning (default: 3, piano 4)"),
+        ("seconds", "of new audio (default: 7, piano 16)"),
+        ("min_seconds", "leave out shorter recordings (default: the paper's 4)"),
+        ("max_seconds", "leave out longer recordings (default: the paper's 10)"),
     ):
-        added.add_argument(f"--{name}", type=kind, metavar="s", help=text)
+        added.add_argument(f"--{name}", type=float, metavar="s", help=text)
     added.add_argument("--num_samples", type=int, default=3, metavar="n", help="generations each (default: 3)")
-    for name, kind, text in (
-        ("stage", str, "sampling: change these stages alone (default: all)"),
+    added.add_argument(
+        "--stage",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="sampling: change these stages alone (default: all); repeatable",
+    )
+    grid: tuple[tuple[str, type, str], ...] = (
         ("temperature", float, "sampling: a point of the grid (default: 0.4 to 1.2)"),
         ("top_k", int, "the same (default: 0, all tokens)"),
         ("top_p", float, "the same (default: 1, all tokens)"),
-    ):
+    )
+    for name, kind, text in grid:
         added.add_argument(f"--{name}", action="append", default=[], type=kind, help=f"{text}; repeatable")
     added.add_argument("--seed", type=int, default=0, help="of all sampling and of the bootstrap (default: 0)")
     added.add_argument("--output", required=True, metavar="DIR", help="new folder of the results")
