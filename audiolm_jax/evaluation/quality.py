@@ -23,7 +23,6 @@ QUALITY = {
         SAMPLE_RATE,
         _dnsmos,
         ("speechmos", "onnxruntime", "librosa", "requests"),
-        "pip install onnxruntime librosa requests; pip install --no-deps speechmos",
         min_seconds=0.1,
     ),
 }

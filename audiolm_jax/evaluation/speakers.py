@@ -8,7 +8,7 @@ from audiolm_jax.evaluation.adapters import Adapter
 
 KIND = "speaker similarity"
 RESEMBLYZER = ("resemblyzer", "librosa", "torch", "webrtcvad")
-INSTALL = "pip install librosa torch; pip install --no-deps Resemblyzer webrtcvad-wheels typing"
+INSTALL = "pip install 'audiolm_jax[eval]' torch; pip install --no-deps Resemblyzer"
 
 
 def resemblyzer_encoder():

@@ -48,7 +48,7 @@ TRANSCRIBERS = {
         SAMPLE_RATE,
         _basic_pitch,
         ("basic_pitch", "onnxruntime", "librosa", "mir_eval", "pretty_midi", "resampy"),
-        "pip install onnxruntime librosa mir_eval pretty_midi resampy; pip install --no-deps basic-pitch",
+        "pip install 'audiolm_jax[eval]'; pip install --no-deps basic-pitch",
         min_seconds=0.1,
         nothing=NO_NOTES,
     ),
