@@ -76,11 +76,8 @@ def evaluate_piano(request: Request, journal: Journal) -> Findings:
     metrics, without = estimate(measured, request.seed)
     if len(found) == 1:
         notes.append("one piece alone, so no other one as a floor")
-    return Findings(
-        metrics,
-        [*notes, *without],
-        _page(request, prompt_seconds, seconds, measured, metrics, [*notes, *without], model),
-    )
+    notes += without
+    return Findings(metrics, notes, _page(request, prompt_seconds, seconds, measured, metrics, notes, model))
 
 
 def _other_pieces(found: Sequence[Recording], seed: int) -> dict[str, Recording]:
@@ -125,7 +122,8 @@ def _measure(
         }
         clips = dict(versions) if recording.id in heard else {}
         if recording.id in others:
-            versions["other_piece"] = [others[recording.id].read(rate)]
+            other_W = recordings.read_or_none(others[recording.id], rate)
+            versions["other_piece"] = [] if other_W is None else [other_W]
         prompt_N3 = transcribe(wave_W[:size], rate)
         says = {
             system: [compare(prompt_N3, transcribe(other_W[size:], rate), prompt_seconds, seconds) for other_W in group]

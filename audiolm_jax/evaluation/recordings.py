@@ -116,3 +116,11 @@ def stacked(waves: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Waveforms of several lengths as [B, W], zeros behind the shorter ones, and their lengths."""
     lengths_B = np.array([len(wave_W) for wave_W in waves])
     return np.stack([np.pad(wave_W, (0, lengths_B.max() - len(wave_W))) for wave_W in waves]), lengths_B
+
+
+def read_or_none(recording: Recording, sample_rate: int) -> np.ndarray | None:
+    """One that serves as another's floor; None where it cannot be read: that is reported where its own turn comes."""
+    try:
+        return recording.read(sample_rate)
+    except UserError:
+        return None

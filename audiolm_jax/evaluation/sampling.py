@@ -131,7 +131,8 @@ def evaluate_sampling(request: Request, journal: Journal) -> Findings:
         journal, "original", found, rate, 1, functools.partial(_measure_originals, protocol, rate)
     )
     metrics = estimate({**measured, "original": originals}, request.seed)
-    return Findings(metrics, [*notes, *left_out], _page(request, protocol, grid, measured, metrics, notes, rate))
+    notes += left_out
+    return Findings(metrics, notes, _page(request, protocol, grid, measured, metrics, notes, rate))
 
 
 def _measure(

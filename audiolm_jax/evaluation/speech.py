@@ -203,7 +203,7 @@ def _measure(
             versions["continuation"] = [Version(None, other_W[size:]) for other_W in longer]
             clips["continuation"] = longer
         if (other := others[recording.id]) is not None and panel.embedder is not None:
-            other_W = _read(other, model.codec.sample_rate)
+            other_W = recordings.read_or_none(other, model.codec.sample_rate)
             versions["other_speaker"] = [] if other_W is None else [Version(None, other_W[size:])]
         reference_W = wave_W[:size] if size else wave_W
         found.append(
@@ -213,14 +213,6 @@ def _measure(
             }
         )
     return found
-
-
-def _read(recording: Recording, sample_rate: int) -> np.ndarray | None:
-    """A recording that serves as the floor; None where it cannot be read (it is reported where its own turn comes)."""
-    try:
-        return recording.read(sample_rate)
-    except UserError:
-        return None
 
 
 def _judge(
