@@ -11,7 +11,8 @@ import soundfile
 
 from audiolm_jax import audio, bundle
 from audiolm_jax.errors import UserError
-from audiolm_jax.evaluation import piano, recordings, sampling, speech, statistics
+from audiolm_jax.evaluation import piano, sampling, statistics, transcribers
+from audiolm_jax.evaluation.adapters import Adapter
 from audiolm_jax.evaluation.suites import Request, evaluate
 from tests.evaluation import fakes
 
@@ -43,10 +44,8 @@ def data(tmp_path_factory):
 
 def measure(bundle_folder, data, output, suite, **settings):
     """The results of a suite."""
-    request = Request(
-        suite, str(output), bundle=str(bundle_folder), data=str(data), min_seconds=0.7, num_samples=2, **settings
-    )
-    evaluate(request)
+    settings = {"min_seconds": 0.7, "num_samples": 2, **settings}
+    evaluate(Request(suite, str(output), bundle=str(bundle_folder), data=str(data), **settings))
     return json.loads((output / "results.json").read_text())
 
 
@@ -211,10 +210,14 @@ def test_bad_input(bundle_folder, data, tmp_path, monkeypatch):
     fails("prompt shorter than a token", prompt_seconds=0.01)
     fails("prompt longer than the model's window: the coarse stage sees 2 s", "sampling", prompt_seconds=2.5)
     fails("prompt longer than the model's window", "piano", prompt_seconds=2.0)
-    fails("no recordings of this split", split="test")
+    fails("no recordings of this split", "acoustic", split="test")
     fails("--seconds is refused", "acoustic", seconds=1.0)
     fails("unknown judge: --judge=pesq", judges=["pesq"])
-    monkeypatch.delitem(speech.recognizers.RECOGNIZERS, "ear")
     with pytest.raises(UserError, match="not a bundle"):
         evaluate(Request("acoustic", str(tmp_path / "out"), bundle=str(tmp_path), data=str(data)))
-    assert not (tmp_path / "out").exists() and recordings.BATCH_ROWS > 1
+    absent = Adapter("absent", RATE, lambda: None, ("no_such_module",), "pip install it")
+    monkeypatch.setitem(transcribers.TRANSCRIBERS, "basic_pitch", absent)
+    monkeypatch.delitem(transcribers.TRANSCRIBERS, "grid")
+    fails("nobody to transcribe: no module no_such_module: suite piano; pip install it", "piano", prompt_seconds=0.4)
+    fails("diversity needs several continuations", "sampling", num_samples=1)
+    assert not (tmp_path / "out").exists()
