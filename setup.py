@@ -76,12 +76,22 @@ extras_require = {
     # Tokenizing on many machines. Dataflow's client comes with apache-beam[gcp].
     "beam": ["apache-beam>=2.77,<3"],
     # Judges of the evaluation suites. pesq and ViSQOL's libsvm are compiled on installation: they want a C++ compiler.
-    # With Numba ViSQOL is eighteen times as fast.
+    # With Numba ViSQOL is eighteen times as fast. Of Resemblyzer, Basic Pitch and the recognisers' weights, whose own
+    # dependencies do not fit, what they need is here; docs/evaluation.md says how they come.
     "eval": [
+        "faster-whisper>=1.2,<2",
         "jiwer>=4,<5",
+        "librosa>=0.11,<1",
+        "mir_eval>=0.8,<1",
+        "onnxruntime>=1.20,<2",
         "pesq>=0.0.4,<0.1",
+        "pretty_midi>=0.2.10,<0.3",
         "pystoi>=0.4.1,<0.5",
+        "requests>=2.32,<3",
+        "resampy>=0.4.2,<0.5",
+        "speechmos>=0.0.1.1,<0.1",
         "visqol-python[accel]>=3.8,<4",
+        "webrtcvad-wheels>=2.0.14,<3",
     ],
     "test": [
         # Beam's workers and a server of Cloud Storage's protocol on this machine, TPU topologies without a TPU, a

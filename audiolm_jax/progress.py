@@ -35,6 +35,12 @@ def seconds_bar(description: str, num_samples: float, sample_rate: int, initial:
     )
 
 
+def items_bar(description: str, count: int) -> tqdm.tqdm:
+    """A progress bar on standard error that counts recordings."""
+    interval = 0.5 if sys.stderr.isatty() else 10.0
+    return tqdm.tqdm(desc=description, total=count, unit="recording", mininterval=interval)
+
+
 def report(line: str):
     """One line on standard error, above a progress bar."""
     tqdm.tqdm.write(line, file=sys.stderr)

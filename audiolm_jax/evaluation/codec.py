@@ -65,6 +65,11 @@ def count_codes(codes_TQ: np.ndarray, codebook_size: int) -> np.ndarray:
     return np.stack([np.bincount(codes_T, minlength=codebook_size) for codes_T in codes_TQ.T])
 
 
+def reconstruct(codec: Codec, wave_W: np.ndarray) -> np.ndarray:
+    """The waveform [W] as it comes back from all of the codec's levels."""
+    return _decode(codec, np.asarray(codec.encode(wave_W[None]))[0], len(wave_W))
+
+
 def _decode(codec: Codec, codes_TQ: np.ndarray, size: int) -> np.ndarray:
     """The waveform [W] of that many samples."""
     return opus.fit_length(np.asarray(codec.decode(codes_TQ[None]))[0], size)

@@ -5,7 +5,6 @@ Two are ours; the others are packages of the extra `eval`, and whoever lacks one
 
 import dataclasses
 import functools
-import importlib.util
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 from audiolm_jax import audio
 from audiolm_jax.codec import losses
 from audiolm_jax.errors import UserError
+from audiolm_jax.evaluation.adapters import EXTRA, missing_modules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +37,7 @@ class Judge:
 
     def missing(self) -> str | None:
         """Why it cannot judge here; None where it can."""
-        if self.package is None or importlib.util.find_spec(self.package) is not None:
-            return None
-        return f"no module {self.package}; pip install 'audiolm_jax[eval]' brings it"
+        return missing_modules([] if self.package is None else [self.package], EXTRA)
 
     def score(self, reference_W: np.ndarray, other_W: np.ndarray, sample_rate: int) -> float | None:
         """Compares at the judge's own rate; None where it has nothing to go by, digital silence on either side too."""

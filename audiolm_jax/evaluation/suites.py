@@ -22,6 +22,11 @@ SUITES = {
     "abx": ("audiolm_jax.evaluation.phonetics", "evaluate_abx"),
     **dict.fromkeys(("swuggy", "sblimp", "storycloze", "salmon"), ("audiolm_jax.evaluation.pairs", "evaluate_pairs")),
     "likelihood": ("audiolm_jax.evaluation.likelihood", "evaluate_likelihood"),
+    "acoustic": ("audiolm_jax.evaluation.speech", "evaluate_acoustic"),
+    "continuation": ("audiolm_jax.evaluation.speech", "evaluate_continuation"),
+    "sampling": ("audiolm_jax.evaluation.sampling", "evaluate_sampling"),
+    "piano": ("audiolm_jax.evaluation.piano", "evaluate_piano"),
+    "fad": ("audiolm_jax.evaluation.frechet", "evaluate_frechet"),
 }
 
 
@@ -39,6 +44,17 @@ class Request:
     data: str | None = None
     split: str | None = None
     judges: Sequence[str] = ()
+    speaker_classifier: str | None = None
+    generated: Sequence[str] = ()
+    prompt_seconds: float | None = None
+    seconds: float | None = None
+    num_samples: int = 3
+    min_seconds: float | None = None
+    max_seconds: float | None = None
+    stages: Sequence[str] = ()
+    temperatures: Sequence[float] = ()
+    top_k: Sequence[int] = ()
+    top_p: Sequence[float] = ()
     seed: int = 0
 
     def need(self, name: str) -> Any:
@@ -55,8 +71,9 @@ class Request:
         They are read once: an hour later there may be other weights in a training's folder.
         """
         found = {} if self.bundle is None else bundle.describe(self.bundle)
-        if self.codec is not None:
-            found["codec"] = _described(self.codec)
+        for role in ("codec", "speaker_classifier"):
+            if (folder := getattr(self, role)) is not None:
+                found[role] = _described(folder)
         for folder in self.semantic_tokenizer:
             if (name := pathlib.Path(folder).resolve().name) in found:
                 raise UserError("two parts of one name", f"--semantic_tokenizer={folder}", "rename one's folder")
@@ -73,7 +90,8 @@ class Request:
 
     def identity(self) -> dict[str, Any]:
         """All that the results depend on: options, parts, and the names, sizes and times of the files of the data."""
-        stamps = [] if self.data is None else _stamps(pathlib.Path(self.data))
+        paths = [path for path in (self.data, *self.generated) if path is not None]
+        stamps = [stamp for path in paths for stamp in _stamps(pathlib.Path(path))]
         return {**self.settings(), "fingerprints": self.fingerprints(), "stamps": stamps}
 
     def data_fingerprint(self) -> str | None:

@@ -203,7 +203,14 @@ def _add_evaluate(command):
         "        SALMon (docs/evaluation.md). scores_normalized.txt and scores_sum.txt are as ZeroSpeech reads them.\n"
         "likelihood\n"
         "        --bundle, --data: loss of each stage in nats a token, nats and bits a second of audio. --data is\n"
-        "        recordings that were not trained on, or a token dataset; --split picks some of them.\n\n"
+        "        recordings that were not trained on, or a token dataset; --split picks some of them.\n"
+        "acoustic      --bundle, --data: recordings again from their semantic tokens; word errors, voice, quality.\n"
+        "continuation  the same for continuations: is it the prompt's voice? Original, reconstruction, generation,\n"
+        "              continuation and another speaker in one table. Recordings of 4 to 10 s, prompts of 3 s.\n"
+        "sampling      --bundle, --data: quality and diversity over --temperature, --top_k, --top_p.\n"
+        "piano         --bundle, --data: pitch classes, key, onsets of continuation and prompt.\n"
+        "fad           --data, --generated: Fréchet distance of folders to recordings, by Resemblyzer or by the\n"
+        "              encoder of --semantic_tokenizer. Judges are packages, chosen by --judge: docs/evaluation.md.\n\n"
         "Stopped or killed, the same command goes on where it was.\n\n"
         "  audiolm evaluate --suite=codec --codec=runs/codec --data=RECORDINGS --output=runs/quality\n"
         "  audiolm evaluate --suite=abx --semantic_tokenizer=runs/encoder --data=dev-clean.item --output=runs/abx",
@@ -229,15 +236,43 @@ def _add_evaluate(command):
     text = "of the layers' frames, a multiple of the encoder's own: by passes shifted in between (default: its own)"
     added.add_argument("--frame_rate", type=float, metavar="HZ", help=text)
     added.add_argument("--data", metavar="PATH", help="recordings or sets as above: folder, file or .jsonl manifest")
+    added.add_argument(
+        "--generated", action="append", default=[], metavar="PATH", help="fad: generated recordings; repeatable"
+    )
     added.add_argument("--split", metavar="NAME", help="only these, such as validation (default: all recordings)")
     added.add_argument(
         "--judge",
         action="append",
         default=[],
         metavar="NAME",
-        help="si_sdr, log_mel_distance, pesq, stoi or visqol; repeatable (default: all that are installed)",
+        help="codec: si_sdr, log_mel_distance, pesq, stoi or visqol (default: all that are installed); others: one of "
+        "a kind, whisper_base, whisper_tiny, pocketsphinx or whisper:MODEL, resemblyzer, dnsmos, basic_pitch (default: "
+        "of each kind the first that is installed); repeatable",
     )
-    added.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+    added.add_argument("--speaker_classifier", metavar="DIR", help="acoustic, continuation: a classifier of speakers")
+    for name, text in (
+        ("prompt_seconds", "of each recording's beginning (default: 3, piano 4)"),
+        ("seconds", "of new audio (default: 7, piano 16)"),
+        ("min_seconds", "leave out shorter recordings (default: the paper's 4)"),
+        ("max_seconds", "leave out longer recordings (default: the paper's 10)"),
+    ):
+        added.add_argument(f"--{name}", type=float, metavar="s", help=text)
+    added.add_argument("--num_samples", type=int, default=3, metavar="n", help="generations each (default: 3)")
+    added.add_argument(
+        "--stage",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="sampling: change these stages alone (default: all); repeatable",
+    )
+    grid: tuple[tuple[str, type, str], ...] = (
+        ("temperature", float, "sampling: a point of the grid (default: 0.4 to 1.2)"),
+        ("top_k", int, "the same (default: 0, all tokens)"),
+        ("top_p", float, "the same (default: 1, all tokens)"),
+    )
+    for name, kind, text in grid:
+        added.add_argument(f"--{name}", action="append", default=[], type=kind, help=f"{text}; repeatable")
+    added.add_argument("--seed", type=int, default=0, help="of all sampling and of the bootstrap (default: 0)")
     added.add_argument("--output", required=True, metavar="DIR", help="new folder of the results")
 
 
@@ -256,6 +291,17 @@ def _evaluate(options, _):
             data=options.data,
             split=options.split,
             judges=options.judge,
+            speaker_classifier=options.speaker_classifier,
+            generated=options.generated,
+            prompt_seconds=options.prompt_seconds,
+            seconds=options.seconds,
+            num_samples=options.num_samples,
+            min_seconds=options.min_seconds,
+            max_seconds=options.max_seconds,
+            stages=options.stage,
+            temperatures=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
             seed=options.seed,
         )
     )

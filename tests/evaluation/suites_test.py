@@ -11,8 +11,9 @@ import pytest
 import soundfile
 
 from audiolm_jax.errors import UserError
-from audiolm_jax.evaluation import journal, likelihood, pairs, statistics
+from audiolm_jax.evaluation import journal, likelihood, pairs, recordings, statistics
 from audiolm_jax.evaluation.suites import Request, evaluate
+from tests.evaluation import fakes
 from tests.evaluation.pair_sets import noise_pairs, write_sets
 from tests.evaluation.phonetics_test import data  # noqa: F401
 
@@ -44,15 +45,23 @@ def stop_at(monkeypatch, item):
     return measured
 
 
-@pytest.mark.parametrize("suite", ("codec", "abx", "swuggy", "likelihood"))
+@pytest.mark.parametrize(
+    "suite", ("codec", "abx", "swuggy", "likelihood", "acoustic", "continuation", "sampling", "piano", "fad")
+)
 def test_stopped_and_started_again(suite, bundle_folder, data, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(statistics, "RESAMPLINGS", 50)
+    monkeypatch.setattr(recordings, "BATCH_ROWS", 1)
     for module in (pairs, likelihood):
         monkeypatch.setattr(module, "BATCH_RECORDINGS", 2)
+    if suite in ("acoustic", "continuation", "sampling", "piano", "fad"):
+        fakes.install(monkeypatch)
+    few = str(write_recordings(tmp_path / "recordings", 5))
+    generated = {"bundle": str(bundle_folder), "data": few, "num_samples": 1, "min_seconds": 0.4}
+    continued = {**generated, "prompt_seconds": 0.2, "seconds": 0.2}
     settings = {
         "codec": {
             "codec": str(bundle_folder / "codec"),
-            "data": str(write_recordings(tmp_path / "five", 5)),
+            "data": few,
             "judges": ["si_sdr", "log_mel_distance"],
         },
         "swuggy": {
@@ -64,6 +73,15 @@ def test_stopped_and_started_again(suite, bundle_folder, data, tmp_path, monkeyp
             "data": str(write_recordings(tmp_path / "ten", 10)),
         },
         "abx": {"semantic_tokenizer": [str(bundle_folder / "semantic_tokenizer")], "data": str(data)},
+        "acoustic": generated,
+        "continuation": continued,
+        "sampling": {**continued, "num_samples": 2, "temperatures": [0.7]},
+        "piano": continued,
+        "fad": {
+            "semantic_tokenizer": [str(bundle_folder / "semantic_tokenizer")],
+            "data": few,
+            "generated": [str(write_recordings(tmp_path / "generated", 2))],
+        },
     }[suite]
     undisturbed = Request(suite=suite, output=str(tmp_path / "undisturbed"), **settings)
     stopped = Request(suite=suite, output=str(tmp_path / "stopped"), **settings)
@@ -110,11 +128,11 @@ def test_another_request_starts_anew(tmp_path):
 
 
 def test_changed_data_starts_anew(bundle_folder, tmp_path):
-    recordings = write_recordings(tmp_path / "recordings", 2)
-    request = Request("codec", str(tmp_path / "out"), codec=str(bundle_folder / "codec"), data=str(recordings))
+    folder = write_recordings(tmp_path / "recordings", 2)
+    request = Request("codec", str(tmp_path / "out"), codec=str(bundle_folder / "codec"), data=str(folder))
     before = request.identity()
     assert request.identity() == before
-    soundfile.write(recordings / "1.wav", np.ones(RATE), RATE)
+    soundfile.write(folder / "1.wav", np.ones(RATE), RATE)
     assert request.identity() != before
 
 
@@ -133,9 +151,9 @@ def test_data_are_known_again_elsewhere(tmp_path):
 
 @pytest.mark.slow
 def test_killed(bundle_folder, tmp_path):
-    recordings = write_recordings(tmp_path / "recordings", 40)
+    folder = write_recordings(tmp_path / "recordings", 40)
     common = [sys.executable, "-m", "audiolm_jax", "evaluate", "--suite=codec", "--judge=si_sdr"]
-    common += [f"--codec={bundle_folder / 'codec'}", f"--data={recordings}"]
+    common += [f"--codec={bundle_folder / 'codec'}", f"--data={folder}"]
     subprocess.run([*common, f"--output={tmp_path / 'whole'}"], check=True)
     kills = 0
     for items in (3, 20):
