@@ -88,13 +88,15 @@ def _add_bundle(command):
     for role in ("codec", "semantic_tokenizer", *STAGES):
         text = f"training workdir, checkpoint or export{no_need.get(role, '')}"
         added.add_argument(f"--{role}", required=role not in no_need, metavar="DIR", help=text)
+    added.add_argument("--detector", metavar="DIR", help="to go with them: a detector of what they generate")
     added.add_argument("--output", required=True, metavar="DIR", help="new folder of the bundle")
 
 
 def _bundle(options, _):
     from audiolm_jax.bundle import write_bundle
 
-    write_bundle({role: getattr(options, role) for role in ("codec", "semantic_tokenizer", *STAGES)}, options.output)
+    roles = ("codec", "semantic_tokenizer", *STAGES, "detector")
+    write_bundle({role: getattr(options, role) for role in roles}, options.output)
 
 
 def _add_generate(command):
