@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-BATCH_NORM_MOMENTUM, BATCH_NORM_EPSILON = 0.99, 1e-5
+BATCH_NORM_MOMENTUM, BATCH_NORM_EPSILON = 0.9, 1e-5
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,8 @@ from audiolm_jax.parts import read_part
 SUITES = {
     "codec": ("audiolm_jax.evaluation.codec", "evaluate_codec"),
     "abx": ("audiolm_jax.evaluation.phonetics", "evaluate_abx"),
+    "detector": ("audiolm_jax.evaluation.classification", "evaluate_detector"),
+    "speaker": ("audiolm_jax.evaluation.classification", "evaluate_speaker"),
 }
 
 
@@ -31,6 +33,8 @@ class Request:
     semantic_tokenizer: Sequence[str] = ()
     layers: Sequence[int] = ()
     frame_rate: float | None = None
+    detector: str | None = None
+    classifier: str | None = None
     data: str | None = None
     split: str | None = None
     judges: Sequence[str] = ()
@@ -45,7 +49,8 @@ class Request:
 
     def fingerprints(self) -> dict[str, str]:
         """Of the parts under test: by role, semantic tokenizers by the names of their folders."""
-        found = {} if self.codec is None else {"codec": read_part(self.codec).fingerprint()}
+        roles = {role: getattr(self, role) for role in ("codec", "detector", "classifier")}
+        found = {role: read_part(path).fingerprint() for role, path in roles.items() if path is not None}
         for folder in self.semantic_tokenizer:
             if (name := pathlib.Path(folder).resolve().name) in found:
                 raise UserError("two parts of one name", f"--semantic_tokenizer={folder}", "rename one's folder")

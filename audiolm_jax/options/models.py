@@ -10,6 +10,7 @@ def add_commands(command):
     _add_generate(command)
     _add_compare(command)
     _add_evaluate(command)
+    _add_detect(command)
 
 
 def _add_codec(command):
@@ -190,12 +191,15 @@ def _add_evaluate(command):
         "        said to be. Twelve levels and every judge take about twice as long as the recordings last.\n"
         "abx     --semantic_tokenizer, --data: ABX error within and across speakers of log-mel features, layers and\n"
         "        tokens; phone purity, PNMI and token rates. --data is an item file of Libri-Light, an alignment\n"
-        "        table, or a folder with either or both, recordings below it (docs/abx.md).\n\n"
+        "        table, or a folder with either or both, recordings below it (docs/abx.md).\n"
+        "detector  --detector, --data: generated or real? Accuracy and area under the curve on held-out speakers, for\n"
+        "        each mode of generating; --data is the manifest of `audiolm detection-data` (docs/detector.md).\n"
+        "speaker --classifier, --data: who is it? Accuracy on recordings that the classifier's training held out.\n\n"
         "Stopped or killed, the same command goes on where it was.\n\n"
         "  audiolm evaluate --suite=codec --codec=runs/codec --data=RECORDINGS --output=runs/quality\n"
         "  audiolm evaluate --suite=abx --semantic_tokenizer=runs/encoder --data=dev-clean.item --output=runs/abx",
     )
-    added.add_argument("--suite", required=True, metavar="NAME", help="codec or abx")
+    added.add_argument("--suite", required=True, metavar="NAME", help="codec, abx, detector or speaker")
     added.add_argument("--codec", metavar="DIR", help="workdir, checkpoint or export")
     added.add_argument(
         "--semantic_tokenizer",
@@ -214,8 +218,13 @@ def _add_evaluate(command):
     )
     text = "of the layers' frames, a multiple of the encoder's own: by passes shifted in between (default: its own)"
     added.add_argument("--frame_rate", type=float, metavar="HZ", help=text)
-    added.add_argument("--data", metavar="PATH", help="codec: folder, file or .jsonl manifest; abx: items or alignment")
-    added.add_argument("--split", metavar="NAME", help="only these, such as validation (default: all recordings)")
+    added.add_argument("--detector", metavar="DIR", help="trained by --config=detector")
+    added.add_argument("--classifier", metavar="DIR", help="trained by --config=speaker_classifier")
+    text = "folder, file or .jsonl manifest; abx: items or alignment; detector: manifest of detection-data"
+    added.add_argument("--data", metavar="PATH", help=text)
+    added.add_argument(
+        "--split", metavar="NAME", help="only these, such as validation (default: all; detector, speaker: validation)"
+    )
     added.add_argument(
         "--judge",
         action="append",
@@ -238,9 +247,32 @@ def _evaluate(options, _):
             semantic_tokenizer=options.semantic_tokenizer,
             layers=options.layer,
             frame_rate=options.frame_rate,
+            detector=options.detector,
+            classifier=options.classifier,
             data=options.data,
             split=options.split,
             judges=options.judge,
             seed=options.seed,
         )
     )
+
+
+def _add_detect(command):
+    added = command(
+        "detect",
+        _detect,
+        "Is it generated? A line of JSON for each recording: path, seconds, generated (its probability), verdict.",
+        "The probability is the mean over windows of a second, one every quarter. A detector knows the model and the\n"
+        "codec that it was trained on, and no other: none is shipped, docs/detector.md says how to train one.\n"
+        "What cannot be read is named on standard error, and the exit status is then 2.\n\n"
+        "  audiolm detect a.wav b.flac FOLDER --detector=runs/detector",
+    )
+    added.add_argument("inputs", nargs="+", metavar="WAV", help="recording, folder or .jsonl manifest")
+    text = "trained by --config=detector: workdir, checkpoint or export; or a bundle made with --detector"
+    added.add_argument("--detector", required=True, metavar="DIR", help=text)
+
+
+def _detect(options, _):
+    from audiolm_jax.evaluation.detection import detect
+
+    detect(options.inputs, options.detector)

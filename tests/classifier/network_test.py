@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from audiolm_jax.classifier.network import BATCH_NORM_EPSILON, ClassifierConfig, ClassifierNetwork
+from audiolm_jax.classifier.network import BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM, ClassifierConfig, ClassifierNetwork
 from audiolm_jax.config import load_config
 
 CONFIG = ClassifierConfig(16_000, 16, (4, 8, 16, 16, 24, 24), ("a", "b", "c"))
@@ -43,7 +43,7 @@ def torch_network(variables) -> torch.nn.Sequential:
         for axis, kernel_size, padding in (("time", (3, 1), (1, 0)), ("frequency", (1, 3), (0, 1))):
             ours = params[f"block_{index}"]
             convolution = torch.nn.Conv2d(before, channels, kernel_size, padding=padding)
-            norm = torch.nn.BatchNorm2d(channels, eps=BATCH_NORM_EPSILON, momentum=0.01)
+            norm = torch.nn.BatchNorm2d(channels, eps=BATCH_NORM_EPSILON, momentum=1 - BATCH_NORM_MOMENTUM)
             with torch.no_grad():
                 convolution.weight.copy_(tensor(ours[f"conv_{axis}"]["kernel"]).permute(3, 2, 0, 1))
                 convolution.bias.copy_(tensor(ours[f"conv_{axis}"]["bias"]))

@@ -59,12 +59,10 @@ def test_learns_held_out_recordings_of_known_speakers(choir, tmp_path):
 
 
 def test_resumed_equals_uninterrupted(choir, tmp_path):
-    fields = {"eval_every_steps": 3, "checkpoint_every_steps": 3, "ema_decay": 0.5}
+    fields = {"eval_every_steps": 3, "checkpoint_every_steps": 3, "ema_decay": 0.5, "optimizer.schedule": "constant"}
     assert loop.train(config_of(choir, num_train_steps=6, **fields), tmp_path / "whole") == 0
     for steps in (3, 6):
-        config = config_of(choir, num_train_steps=steps, **fields)
-        config.optimizer.schedule = "constant"
-        assert loop.train(config, tmp_path / "resumed") == 0
+        assert loop.train(config_of(choir, num_train_steps=steps, **fields), tmp_path / "resumed") == 0
     runs = [
         [{k: v for k, v in row.items() if not is_timing(k)} for row in read_metrics(tmp_path / name)]
         for name in ("whole", "resumed")

@@ -12,13 +12,14 @@ import soundfile
 from audiolm_jax.errors import UserError
 from audiolm_jax.evaluation import journal, statistics
 from audiolm_jax.evaluation.suites import Request, evaluate
+from tests.evaluation.classification_test import write_classifier
 from tests.evaluation.phonetics_test import data  # noqa: F401
 
 RATE = 16_000
 
 
 def write_recordings(folder, count):
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for index in range(count):
         wave_W = 0.1 * np.random.default_rng(index).standard_normal(RATE // 2)
         soundfile.write(folder / f"{index}.wav", wave_W, RATE)
@@ -42,7 +43,7 @@ def stop_at(monkeypatch, item):
     return measured
 
 
-@pytest.mark.parametrize("suite", ("codec", "abx"))
+@pytest.mark.parametrize("suite", ("codec", "abx", "speaker"))
 def test_stopped_and_started_again(suite, bundle_folder, data, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(statistics, "RESAMPLINGS", 50)
     settings = {
@@ -50,6 +51,11 @@ def test_stopped_and_started_again(suite, bundle_folder, data, tmp_path, monkeyp
             "codec": str(bundle_folder / "codec"),
             "data": str(write_recordings(tmp_path / "recordings", 5)),
             "judges": ["si_sdr", "log_mel_distance"],
+        },
+        "speaker": {
+            "classifier": str(write_classifier(tmp_path / "classifier", ("voice", "other"))),
+            "data": str(write_recordings(tmp_path / "voices" / "voice", 8).parent),
+            "split": "train",
         },
         "abx": {"semantic_tokenizer": [str(bundle_folder / "semantic_tokenizer")], "data": str(data)},
     }[suite]
