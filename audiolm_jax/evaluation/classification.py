@@ -75,15 +75,15 @@ def evaluate_detector(request: Request, journal: Journal) -> Findings:
     modes = [mode for mode in MODES if scores[mode, GENERATED] and scores[mode, REAL]]
     if not modes:
         raise UserError(f"no pairs of split {split}", data, DETECTION_DATA)
-    metrics = {}
+    metrics: dict[str, Estimate] = {}
     for mode in modes:
         generated = scores[mode, GENERATED]
         for other, suffix in ((REAL, ""), (ORIGINAL, "_uncompressed")):
             if scores[mode, other]:
                 found = separation(generated, scores[mode, other], request.seed)
                 metrics |= {f"{mode}.{name}{suffix}": estimate for name, estimate in found.items()}
-    together = ({f"{m}/{n}": s for m in modes for n, s in scores[m, kind].items()} for kind in (GENERATED, REAL))
-    metrics |= separation(*together, request.seed)
+    together = [{f"{m}/{n}": s for m in modes for n, s in scores[m, kind].items()} for kind in (GENERATED, REAL)]
+    metrics |= separation(together[0], together[1], request.seed)
     pairs = _heard_pairs(recordings, scores, modes, detector.sample_rate)
     return Findings(metrics, notes, _detector_page(request, pairs, metrics, scores, modes, notes))
 
