@@ -1,6 +1,6 @@
 """How well classifiers hear: the suites `detector` (generated or real) and `speaker` (who it is).
 
-Shape suffixes: R recordings, S resamplings, K labels.
+Shape suffixes: P prompts, S resamplings, K labels.
 """
 
 import collections
@@ -64,7 +64,8 @@ def evaluate_detector(request: Request, journal: Journal) -> Findings:
     folder, data = request.need("detector"), request.need("data")
     detector = load_detector(folder)
     split = request.split or "validation"
-    recordings = [r for r in manifest.read_manifest(data) if r.split in (split, CONTROL_SPLIT)]
+    splits = (split, CONTROL_SPLIT) if split == "validation" else (split,)
+    recordings = [r for r in manifest.read_manifest(data) if r.split in splits]
     recordings = [r for r in recordings if r.id.count("/") >= 3 and r.id.split("/")[0] in MODES]
     probabilities, notes = heard(detector, recordings, journal)
     position = detector.labels.index(GENERATED)
