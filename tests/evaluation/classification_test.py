@@ -1,5 +1,4 @@
-"""detect, detection-data and the suites that judge by classifiers: on tones that a classifier of weights made by hand
-tells apart, so that every figure can be worked out here."""
+"""detect, detection-data and the suites that judge by classifiers, beside scikit-learn on what the classifier says."""
 
 import json
 
@@ -10,6 +9,8 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 import audiolm_jax
 from audiolm_jax import audio
+from audiolm_jax.classifier.classifier import Classifier
+from audiolm_jax.classifier.objective import classify
 from audiolm_jax.data import manifest
 from audiolm_jax.evaluation import classification, statistics
 from audiolm_jax.evaluation.statistics import area_under_curve
@@ -20,11 +21,22 @@ from tests.cli_test import assert_user_error, run
 RATE = 16_000
 
 
+def noise(seconds, seed):
+    generator = np.random.default_rng(seed)
+    wave_W = np.convolve(
+        generator.standard_normal(round(seconds * RATE)), np.ones(1 + seed % 5) / (1 + seed % 5), "same"
+    )
+    return 0.9 * generator.uniform(0.02, 1) * wave_W / np.abs(wave_W).max()
+
+
 def write_classifier(folder, labels):
-    """One with random weights that hang on what they hear."""
+    """One with random weights, in doubt about noise."""
     part = tiny.part_of("classifier", **{"model.labels": labels, "split_by": "speaker"})
-    kernel = part.weights["params"]["head"]["kernel"]
-    part.weights["params"]["head"]["kernel"] = 20 * np.random.default_rng(0).standard_normal(kernel.shape, np.float32)
+    model = Classifier.from_weights(part.config, part.weights)
+    clips_BW = np.stack([noise(1.0, seed) for seed in range(8)]).astype(np.float32)
+    logits_BK, _ = classify(model.config, model.weights, clips_BW, np.full(8, RATE), False)
+    scale, head = 2 / np.std(logits_BK, axis=0).mean(), part.weights["params"]["head"]
+    head["kernel"], head["bias"] = scale * head["kernel"], -scale * np.mean(logits_BK, axis=0)
     folder.mkdir()
     write_part(folder, part)
     return folder
@@ -33,14 +45,6 @@ def write_classifier(folder, labels):
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory):
     return write_classifier(tmp_path_factory.mktemp("models") / "detector", ("real", "generated"))
-
-
-def noise(seconds, seed):
-    generator = np.random.default_rng(seed)
-    wave_W = np.convolve(
-        generator.standard_normal(round(seconds * RATE)), np.ones(1 + seed % 5) / (1 + seed % 5), "same"
-    )
-    return 0.9 * generator.uniform(0.02, 1) * wave_W / np.abs(wave_W).max()
 
 
 @pytest.fixture(scope="module")
