@@ -8,6 +8,7 @@ _PUBLIC = {
     "load_codec": "audiolm_jax.bundle",
     "load_semantic_tokenizer": "audiolm_jax.bundle",
     "load_bundle": "audiolm_jax.bundle",
+    "load_classifier": "audiolm_jax.bundle",
     "AudioLM": "audiolm_jax.generate",
     "Generation": "audiolm_jax.generate",
     "Sampling": "audiolm_jax.lm.sampling",

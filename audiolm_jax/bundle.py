@@ -1,10 +1,11 @@
 """Loading parts as models, and the bundle: all parts of one AudioLM in a self-contained folder.
 
 BUNDLE/audiolm.json               format version; config and fingerprint of each part
-BUNDLE/{codec,semantic_tokenizer,semantic,coarse,fine}/   exported parts
+BUNDLE/{codec,semantic_tokenizer,semantic,coarse,fine,detector}/   exported parts
 
 Where the coarse stage predicts every level there is no fine part, and where it needs no semantic tokens (the baseline
-of the paper's piano experiment) there is no semantic part and no semantic tokenizer.
+of the paper's piano experiment) there is no semantic part and no semantic tokenizer. A detector of what the others
+generate is there on request.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from audiolm_jax import files
+from audiolm_jax.classifier.classifier import Classifier
 from audiolm_jax.codec.codec import Codec
 from audiolm_jax.errors import UserError
 from audiolm_jax.generate import AudioLM
@@ -36,6 +38,7 @@ KINDS = {
     "semantic": ("semantic",),
     "coarse": ("coarse",),
     "fine": ("fine",),
+    "detector": ("classifier",),
 }
 
 
@@ -50,6 +53,19 @@ def load_semantic_tokenizer(path: str | pathlib.Path) -> SemanticTokenizer:
     if part.kind not in (*ENCODERS, *KINDS["semantic_tokenizer"]):
         raise UserError(f"not a semantic tokenizer but a {part.kind}", path, "give an encoder or a fitted tokenizer")
     return tokenizer_from_part(part)
+
+
+def load_classifier(path: str | os.PathLike[str]) -> Classifier:
+    """Loads a classifier (of speakers, or a detector), or the detector of a bundle."""
+    folder = pathlib.Path(path)
+    if (folder / FILE).is_file():
+        folder = folder / "detector"
+        if not folder.is_dir():
+            raise UserError("bundle without a detector", path, "add one by `audiolm bundle --detector=DIR`")
+    part = read_part(folder)
+    if part.kind != "classifier":
+        raise UserError(f"not a classifier but a {part.kind}", path, "give one that `audiolm train` made")
+    return Classifier.from_weights(part.config, part.weights)
 
 
 def read_encoder(path: str | os.PathLike[str]) -> Part:

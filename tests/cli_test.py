@@ -18,7 +18,7 @@ from tests.audio_test import bad_files
 
 COMMANDS = (
     "quickstart", "train", "fit-kmeans", "tokenize", "encode", "decode", "convert", "bundle", "generate", "evaluate",
-    "inspect", "render", "compare",
+    "inspect", "render", "compare", "detect", "detection-data",
 )  # fmt: skip
 
 

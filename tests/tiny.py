@@ -8,7 +8,7 @@ import numpy as np
 import soundfile
 
 from audiolm_jax import bundle
-from audiolm_jax.config import language_model_config, soundstream_config, w2v_bert_config
+from audiolm_jax.config import classifier_config, language_model_config, soundstream_config, w2v_bert_config
 from audiolm_jax.generate import AudioLM
 from audiolm_jax.parts import Part, write_part
 from audiolm_jax.training.registry import build_objective
@@ -32,6 +32,7 @@ OVERRIDES = {
         "model.default_layer": 1, "model.num_contrastive_layers": 1, "model.num_masked_layers": 1,
         "model.codebook_size": 8, "model.codebook_dim": 8, "loss.num_distractors": 4,
     },
+    "classifier": {"batch_size": 2, "model.num_mels": 16, "model.channels": (2, 2, 4)},
     **{
         stage: {
             "batch_size": 2, "model.num_layers": 1, "model.num_heads": 2, "model.embed_dim": 16, "model.mlp_dim": 16,
@@ -46,7 +47,7 @@ OVERRIDES = {
 
 def config_of(objective: str, **fields):
     """The smallest config of an objective."""
-    makers = {"soundstream": soundstream_config, "w2v_bert": w2v_bert_config}
+    makers = {"soundstream": soundstream_config, "w2v_bert": w2v_bert_config, "classifier": classifier_config}
     config = makers[objective]() if objective in makers else language_model_config(objective)
     config.update_from_flattened_dict({**OVERRIDES[objective], **fields})
     config.input.update({"num_threads": 2, "prefetch_batches": 2})

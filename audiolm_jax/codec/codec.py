@@ -13,6 +13,7 @@ from audiolm_jax.codec import architecture
 from audiolm_jax.codec.architecture import Architecture, Weights, build_architecture
 from audiolm_jax.codec.soundstream import STREAM
 from audiolm_jax.errors import UserError
+from audiolm_jax.waves import checked_lengths, checked_waveform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,12 +94,12 @@ class Codec:
 
     def _framed(self, wave_BW, lengths_B) -> tuple[np.ndarray, np.ndarray, int]:
         """Waveforms padded to one of few lengths, the rows' own, and the frames of the longest that there can be."""
-        wave_BW = _checked_waveform(wave_BW)
+        wave_BW = checked_waveform(wave_BW)
         batch, size = wave_BW.shape
         if lengths_B is None:
             lengths_B = np.full(batch, size, np.int32)
         else:
-            lengths_B = _checked_lengths(lengths_B, batch, size)
+            lengths_B = checked_lengths(lengths_B, batch, size)
             wave_BW = np.where(np.arange(size) < lengths_B[:, None], wave_BW, np.float32(0))
         padded_BW = _pad_axis(wave_BW, _bucket(-(-size // self.hop_length)) * self.hop_length)
         return padded_BW, lengths_B, self.config.num_frames(size)
@@ -117,7 +118,7 @@ class Codec:
         """
         codes_BTQ = self._checked_codes(codes_BTQ)
         batch, num_frames, _ = codes_BTQ.shape
-        lengths_B = _checked_lengths(np.full(batch, num_frames) if lengths_B is None else lengths_B, batch, num_frames)
+        lengths_B = checked_lengths(np.full(batch, num_frames) if lengths_B is None else lengths_B, batch, num_frames)
         x_BTD = _vectors(self.config, self.weights, _pad_axis(codes_BTQ, _bucket(num_frames)))
         return _synthesize(self.config, self.weights, x_BTD, lengths_B)[:, : self.config.num_samples(num_frames)]
 
@@ -152,7 +153,7 @@ class Codec:
         Raises:
           UserError: not a finite float [B, W], or a codec that does not stream.
         """
-        return self._step(_encode_chunk, _checked_waveform(wave_BW), state)
+        return self._step(_encode_chunk, checked_waveform(wave_BW), state)
 
     def _step(self, step: Callable, chunk: np.ndarray, state: Any) -> tuple[jax.Array, Any]:
         """One chunk of a stream; where it begins, the state is all zeros."""
@@ -203,30 +204,6 @@ def _encode_chunk(config: Architecture, weights: Weights, wave_BW: jax.Array, st
     x_BTD, variables = config.encoder.apply(variables, wave_BW, mutable=[STREAM])
     parameters = weights["generator"].get("quantizer", {})
     return config.quantizer.encode(parameters, weights["codebooks"], x_BTD), variables[STREAM]
-
-
-def _checked_waveform(wave_BW) -> np.ndarray:
-    wave_BW = np.asarray(wave_BW)
-    if wave_BW.ndim != 2 or not np.issubdtype(wave_BW.dtype, np.floating):
-        found = f"{wave_BW.dtype}{list(wave_BW.shape)}"
-        raise UserError("waveforms are not floats [batch, samples]", found, "give one row a recording")
-    if not np.isfinite(wave_BW).all():
-        row = int(np.argmin(np.isfinite(wave_BW).all(axis=1)))
-        raise UserError("waveform with NaN or infinity", f"row {row}", "mend the recording")
-    return wave_BW.astype(np.float32)
-
-
-def _checked_lengths(lengths_B, batch: int, size: int) -> np.ndarray:
-    lengths_B = np.asarray(lengths_B)
-    if lengths_B.shape != (batch,) or not np.issubdtype(lengths_B.dtype, np.integer):
-        raise UserError(
-            "lengths are not one integer a row", f"{lengths_B.dtype}{list(lengths_B.shape)}", f"give {batch}"
-        )
-    if batch and not 0 <= lengths_B.min() <= lengths_B.max() <= size:
-        raise UserError(
-            f"lengths from {lengths_B.min()} to {lengths_B.max()}", "lengths_B", f"rows have a length of 0 … {size}"
-        )
-    return lengths_B.astype(np.int32)
 
 
 def _bucket(num_frames: int) -> int:

@@ -20,7 +20,7 @@ VALIDATION_SHARE = 0.05
 HEADER_THREADS = 32
 # Of a manifest's row: the fields of a Recording, `seconds` being its `known_seconds`.
 KINDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("path", "id", "speaker", "split", "text"), (str,)),
+    **dict.fromkeys(("path", "id", "speaker", "split", "text", "label"), (str,)),
     **dict.fromkeys(("start", "end", "seconds"), (int, float)),
     "segments": (list,),
     "is_end": (bool,),
@@ -44,6 +44,7 @@ class Recording:
       segments: seconds within the file, from and to, that are read without what lies between them; none: all of it.
       is_end: whether it ends where a speaker or piece does, at a true end; by default, whether `end` is None.
       known_seconds: its length, where a manifest says it: then no header is read for it.
+      label: what a classifier is to hear, where that is not the speaker.
     """
 
     id: str
@@ -56,10 +57,16 @@ class Recording:
     segments: tuple[tuple[float, float], ...] = ()
     is_end: bool | None = None
     known_seconds: float | None = None
+    label: str = ""
 
     def __post_init__(self):
         if self.is_end is None:
             object.__setattr__(self, "is_end", self.end is None)
+
+    @property
+    def class_label(self) -> str:
+        """What a classifier is to hear: the label, by default the speaker; "" where nothing tells."""
+        return self.label or self.speaker
 
     def stretches(self) -> list[audio.Stretch]:
         """What is read of the file: seconds from and to, in order."""
@@ -153,6 +160,17 @@ def with_splits(recordings: Sequence[Recording], validation_share: float = VALID
     """
     speakers = {recording.speaker for recording in recordings if recording.speaker}
     keys = [(recording.speaker if len(speakers) > 1 else "") or recording.id for recording in recordings]
+    return _split_by_keys(recordings, keys, validation_share)
+
+
+def split_by_recording(recordings: Sequence[Recording], validation_share: float) -> list[Recording]:
+    """The same recordings, in "validation" or "train" by a hash of the id alone, whatever split they were in."""
+    unsplit = [dataclasses.replace(recording, split="") for recording in recordings]
+    return _split_by_keys(unsplit, [recording.id for recording in recordings], validation_share)
+
+
+def _split_by_keys(recordings: Sequence[Recording], keys: Sequence[str], validation_share: float) -> list[Recording]:
+    """The same recordings; those whose split is "" go where the hash of their keys says."""
     hashes = {key: _hash(key) for key, recording in zip(keys, recordings, strict=True) if not recording.split}
     held_out = {key for key, value in hashes.items() if value < validation_share}
     if not held_out and len(hashes) > 1 and all(recording.split != "validation" for recording in recordings):
@@ -258,7 +276,7 @@ def _row(recording: Recording, folder: pathlib.Path) -> dict[str, Any]:
         "split": recording.split,
     }
     plain = Recording(recording.id, recording.path, end=recording.end)
-    for name in ("speaker", "start", "segments", "is_end", "text"):
+    for name in ("speaker", "start", "segments", "is_end", "text", "label"):
         if getattr(recording, name) != getattr(plain, name):
             row[name] = getattr(recording, name)
     for name, value in (("end", recording.end), ("seconds", recording.known_seconds)):

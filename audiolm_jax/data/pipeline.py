@@ -31,7 +31,8 @@ class AudioCrops:
     """Fixed-length crops of the recordings of one split, each second of audio equally likely.
 
     The recordings are cut into stretches of one crop each; element i of the source is stretch i, and a
-    training crop starts at random around it. Shorter recordings are padded with zeros.
+    training crop starts at random around it. Shorter recordings are padded with zeros. With labels to choose from,
+    a crop has the index of its recording's.
 
     Args:
       recordings: those whose headers can be read.
@@ -39,6 +40,7 @@ class AudioCrops:
       sample_rate: Hz.
       crop_seconds: how long a crop is.
       report: called with a line, once, for each recording that turns out not to be readable.
+      labels: of a classifier.
     """
 
     def __init__(
@@ -48,9 +50,11 @@ class AudioCrops:
         sample_rate: int,
         crop_seconds: float,
         report: Callable[[str], None],
+        labels: Sequence[str] = (),
     ):
         self.sample_rate, self.crop_seconds = sample_rate, crop_seconds
         self._recordings, self._seconds = recordings, seconds
+        self._indices = {label: index for index, label in enumerate(labels)}
         self._report, self._reported, self._lock = report, set[str](), threading.Lock()
         counts = np.array([max(1, math.ceil(length / crop_seconds)) for length in seconds])
         self._ends = np.cumsum(counts)
@@ -85,11 +89,7 @@ class AudioCrops:
         except UserError as error:
             self._leave_out(index, error)
         silence_W = np.zeros(self._size, np.float32)
-        return {
-            "wave_BW": silence_W,
-            "lengths_B": np.array(self._size, np.int32),
-            "valid_B": np.zeros((), np.float32),
-        }
+        return {**self._example(index, silence_W), "valid_B": np.zeros((), np.float32)}
 
     @property
     def _size(self) -> int:
@@ -113,14 +113,38 @@ class AudioCrops:
             start = min(max(0.0, start), max(0.0, seconds - self.crop_seconds))
         stop = min(start + self.crop_seconds, seconds)
         wave_W = recording.crop(start, stop).read(self.sample_rate)[: self._size]
-        return {
+        return self._example(index, wave_W)
+
+    def _example(self, index: int, wave_W: np.ndarray) -> Example:
+        """The samples of stretch `index`, padded, and what it is labelled."""
+        example = {
             "wave_BW": np.pad(wave_W, (0, self._size - len(wave_W))).astype(np.float32),
             "lengths_B": np.array(len(wave_W), np.int32),
         }
+        if self._indices:
+            label = self._recordings[self._recording(index)].class_label
+            example["labels_B"] = np.array(self._indices[label], np.int32)
+        return example
+
+
+def read_recordings(config: ml_collections.ConfigDict) -> list[manifest.Recording]:
+    """Those of `config.data_dir`, split as they say, by default by speaker; or as `config.split_by` wants it.
+
+    Raises:
+      UserError: no data, or an unknown way to split them.
+    """
+    path = _data_dir(config)
+    match config.get("split_by", "speaker"):
+        case "speaker":
+            return manifest.read_manifest(path)
+        case "recording":
+            return manifest.split_by_recording(manifest.read_manifest(path), config.validation_share)
+        case other:
+            raise UserError("unknown way to split", f"config.split_by={other}", "use speaker or recording")
 
 
 class AudioInput:
-    """Batches {"wave_BW": float32, "lengths_B": int32} for the tokenizers' objectives.
+    """Batches {"wave_BW": float32, "lengths_B": int32} of recordings; for a classifier with "labels_B", int32.
 
     With `config.bucket_seconds` recordings of like lengths come together, in fewer or more rows, so that no batch holds
     more than `batch_size * crop_seconds` and little of it is padding. Buckets take turns in fixed proportion.
@@ -132,7 +156,9 @@ class AudioInput:
     tokens = None
 
     def __init__(self, config: ml_collections.ConfigDict, report):
-        recordings = manifest.read_manifest(_data_dir(config))
+        recordings = read_recordings(config)
+        if labels := config.model.get("labels", ()):
+            recordings = _labelled(recordings, labels, report)
         train = [recording for recording in recordings if recording.split == "train"]
         held_out = [recording for recording in recordings if recording.split == "validation"]
         if not train:
@@ -156,6 +182,16 @@ class AudioInput:
             )
 
 
+def _labelled(recordings: list[manifest.Recording], labels: Sequence[str], report) -> list[manifest.Recording]:
+    """The recordings that have one of the labels; reports how many of another there are."""
+    kept = [recording for recording in recordings if recording.class_label in labels]
+    others = {recording.class_label for recording in recordings} - set(labels)
+    if others:
+        named = ", ".join(sorted(label or "none" for label in others)[:5])
+        report(f"left out: {len(recordings) - len(kept)} recordings of {len(others)} other labels, such as {named}")
+    return kept
+
+
 def _buckets(
     usable: tuple[list[manifest.Recording], list[float]],
     config: ml_collections.ConfigDict,
@@ -165,7 +201,7 @@ def _buckets(
 
     A recording goes into the shortest bucket that holds it whole, or into the longest, which is cut into crops.
     """
-    crop = config.crop_seconds
+    crop, labels = config.crop_seconds, config.model.get("labels", ())
     sizes = sorted({*config.get("bucket_seconds", ()), crop})
     if sizes[0] <= 0 or sizes[-1] > crop:
         where = f"config.bucket_seconds={config.bucket_seconds}"
@@ -176,7 +212,7 @@ def _buckets(
         recordings.append(recording)
         lengths.append(seconds)
     return [
-        (AudioCrops(recordings, lengths, config.model.sample_rate, size, report), int(crop // size))
+        (AudioCrops(recordings, lengths, config.model.sample_rate, size, report, labels), int(crop // size))
         for size, (recordings, lengths) in members.items()
         if recordings
     ]

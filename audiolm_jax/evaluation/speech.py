@@ -124,7 +124,7 @@ def _evaluate(request: Request, journal: Journal, protocol: Protocol) -> Finding
         recordings.check_prompt(model, protocol.prompt_seconds)
     found, left_out = recordings.of_length(data, request.split, shortest, longest)
     judges = {kind: adapter.start() for kind, (_, adapter) in chosen.items()}
-    classifier, about_labels = _classifier(request.speaker_classifier, found)
+    classifier, about_labels = _classifier(request.classifier, found)
     panel = Panel(judges.get(recognizers.KIND), judges.get(speakers.KIND), judges.get(quality.KIND), classifier)
     others = _other_speakers(found, protocol.seed)
     if not any(others.values()):
@@ -148,8 +148,8 @@ def _evaluate(request: Request, journal: Journal, protocol: Protocol) -> Finding
 def _classifier(folder: str | None, found: Sequence[Recording]) -> tuple[Any, list[str]]:
     """The speaker classifier, None without one, and a note on the recordings whose speakers it does not know."""
     if folder is None:
-        return None, ["speaker accuracy: not measured, give a classifier with --speaker_classifier"]
-    classifier = bundle.load_classifier(folder)  # type: ignore[attr-defined]
+        return None, ["speaker accuracy: not measured, give a classifier with --classifier"]
+    classifier = bundle.load_classifier(folder)
     known = sum(recording.speaker in classifier.labels for recording in found)
     if not known:
         raise UserError("the classifier knows none of the speakers", folder, "train it on these speakers")

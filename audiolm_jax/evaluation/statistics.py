@@ -71,6 +71,22 @@ def bootstrap_perplexity(counts_RN: np.ndarray, seed: int) -> Estimate:
     return Estimate(float(value), max(1.0, float(low)), min(float(num_codes), float(high)), num_recordings)
 
 
+def area_under_curve(
+    positive: np.ndarray, negative: np.ndarray, positive_weights: np.ndarray, negative_weights: np.ndarray
+) -> float:
+    """How often a positive's score is above a negative's, a tie being half: the area under the ROC curve.
+
+    Args:
+      positive, negative: scores.
+      positive_weights, negative_weights: how often each counts; not all 0.
+    """
+    values, places = np.unique(np.concatenate([positive, negative]), return_inverse=True)
+    positives = np.bincount(places[: len(positive)], positive_weights, len(values))
+    negatives = np.bincount(places[len(positive) :], negative_weights, len(values))
+    below = np.cumsum(negatives) - negatives
+    return float(positives @ (below + negatives / 2) / (positives.sum() * negatives.sum()))
+
+
 def entropy(counts: np.ndarray) -> np.ndarray:
     """Entropy in nats of the shares of counts [..., N]: [...]."""
     shares = counts / counts.sum(axis=-1, keepdims=True)

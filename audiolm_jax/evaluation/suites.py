@@ -27,6 +27,8 @@ SUITES = {
     "sampling": ("audiolm_jax.evaluation.sampling", "evaluate_sampling"),
     "piano": ("audiolm_jax.evaluation.piano", "evaluate_piano"),
     "fad": ("audiolm_jax.evaluation.frechet", "evaluate_frechet"),
+    "detector": ("audiolm_jax.evaluation.classification", "evaluate_detector"),
+    "speaker": ("audiolm_jax.evaluation.classification", "evaluate_speaker"),
 }
 
 
@@ -41,10 +43,11 @@ class Request:
     semantic_tokenizer: Sequence[str] = ()
     layers: Sequence[int] = ()
     frame_rate: float | None = None
+    detector: str | None = None
+    classifier: str | None = None
     data: str | None = None
     split: str | None = None
     judges: Sequence[str] = ()
-    speaker_classifier: str | None = None
     generated: Sequence[str] = ()
     prompt_seconds: float | None = None
     seconds: float | None = None
@@ -71,7 +74,7 @@ class Request:
         They are read once: an hour later there may be other weights in a training's folder.
         """
         found = {} if self.bundle is None else bundle.describe(self.bundle)
-        for role in ("codec", "speaker_classifier"):
+        for role in ("codec", "detector", "classifier"):
             if (folder := getattr(self, role)) is not None:
                 found[role] = _described(folder)
         for folder in self.semantic_tokenizer:

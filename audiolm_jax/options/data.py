@@ -1,4 +1,4 @@
-"""Options of the commands between recordings and tokens: manifest, fit-kmeans, tokenize, inspect, render."""
+"""Options of the commands that make data: manifest, fit-kmeans, tokenize, inspect, render, detection-data."""
 
 import pathlib
 
@@ -11,6 +11,7 @@ def add_commands(command):
     _add_tokenizing(command)
     _add_inspect(command)
     _add_render(command)
+    _add_detection_data(command)
 
 
 def _add_tokenizing(command):
@@ -218,3 +219,29 @@ def _render(options, _):
     from audiolm_jax.render import render
 
     render(options.midi, options.output, options.soundfont, report)
+
+
+def _add_detection_data(command):
+    added = command(
+        "detection-data",
+        _detection_data,
+        "What a detector learns from: generated speech, and beside it real speech that went through the same codec.",
+        "Takes what `audiolm generate` made in the modes acoustic and continuation. Each WAV of a second or more, its\n"
+        "prompt left out, gets a counterpart: the recording that it continues or resembles, from the same moment on,\n"
+        "as long, encoded and decoded. Splits are the recordings' own, by default by speaker; of held-out speakers\n"
+        "there is the uncompressed original, too, as a control.\n\n"
+        "Writes WAVs and OUTPUT/manifest.jsonl, with `label` real or generated:\n"
+        "  audiolm detection-data runs/continuations runs/acoustic --codec=runs/codec --input=RECORDINGS \\\n"
+        "    --output=runs/pairs\n"
+        "  audiolm train --config=detector_tiny --workdir=runs/detector --config.data_dir=runs/pairs/manifest.jsonl",
+    )
+    added.add_argument("runs", nargs="+", metavar="RUN", help="folder that `audiolm generate` wrote")
+    added.add_argument("--codec", required=True, metavar="DIR", help="the codec of the bundle that generated")
+    added.add_argument("--input", required=True, metavar="PATH", help="the prompts: folder or .jsonl manifest")
+    added.add_argument("--output", required=True, metavar="DIR", help="new folder")
+
+
+def _detection_data(options, _):
+    from audiolm_jax.evaluation import detection_data
+
+    detection_data.write(options.runs, options.codec, options.input, options.output)

@@ -10,6 +10,7 @@ def add_commands(command):
     _add_generate(command)
     _add_compare(command)
     _add_evaluate(command)
+    _add_detect(command)
 
 
 def _add_codec(command):
@@ -88,13 +89,15 @@ def _add_bundle(command):
     for role in ("codec", "semantic_tokenizer", *STAGES):
         text = f"training workdir, checkpoint or export{no_need.get(role, '')}"
         added.add_argument(f"--{role}", required=role not in no_need, metavar="DIR", help=text)
+    added.add_argument("--detector", metavar="DIR", help="to go with them: a detector of what they generate")
     added.add_argument("--output", required=True, metavar="DIR", help="new folder of the bundle")
 
 
 def _bundle(options, _):
     from audiolm_jax.bundle import write_bundle
 
-    write_bundle({role: getattr(options, role) for role in ("codec", "semantic_tokenizer", *STAGES)}, options.output)
+    roles = ("codec", "semantic_tokenizer", *STAGES, "detector")
+    write_bundle({role: getattr(options, role) for role in roles}, options.output)
 
 
 def _add_generate(command):
@@ -210,7 +213,10 @@ def _add_evaluate(command):
         "sampling      --bundle, --data: quality and diversity over --temperature, --top_k, --top_p.\n"
         "piano         --bundle, --data: pitch classes, key, onsets of continuation and prompt.\n"
         "fad           --data, --generated: Fréchet distance of folders to recordings, by Resemblyzer or by the\n"
-        "              encoder of --semantic_tokenizer. Judges are packages, chosen by --judge: docs/evaluation.md.\n\n"
+        "              encoder of --semantic_tokenizer. Judges are packages, chosen by --judge: docs/evaluation.md.\n"
+        "detector  --detector, --data: generated or real? Accuracy and area under the curve on held-out speakers, for\n"
+        "        each mode of generating; --data is the manifest of `audiolm detection-data` (docs/detector.md).\n"
+        "speaker --classifier, --data: who is it? Accuracy on recordings that the classifier's training held out.\n\n"
         "Stopped or killed, the same command goes on where it was.\n\n"
         "  audiolm evaluate --suite=codec --codec=runs/codec --data=RECORDINGS --output=runs/quality\n"
         "  audiolm evaluate --suite=abx --semantic_tokenizer=runs/encoder --data=dev-clean.item --output=runs/abx",
@@ -235,11 +241,15 @@ def _add_evaluate(command):
     )
     text = "of the layers' frames, a multiple of the encoder's own: by passes shifted in between (default: its own)"
     added.add_argument("--frame_rate", type=float, metavar="HZ", help=text)
+    added.add_argument("--detector", metavar="DIR", help="trained by --config=detector")
+    added.add_argument("--classifier", metavar="DIR", help="trained by --config=speaker_classifier")
     added.add_argument("--data", metavar="PATH", help="recordings or sets as above: folder, file or .jsonl manifest")
     added.add_argument(
         "--generated", action="append", default=[], metavar="PATH", help="fad: generated recordings; repeatable"
     )
-    added.add_argument("--split", metavar="NAME", help="only these, such as validation (default: all recordings)")
+    added.add_argument(
+        "--split", metavar="NAME", help="only these, such as validation (default: all; detector, speaker: validation)"
+    )
     added.add_argument(
         "--judge",
         action="append",
@@ -249,7 +259,6 @@ def _add_evaluate(command):
         "a kind, whisper_base, whisper_tiny, pocketsphinx or whisper:MODEL, resemblyzer, dnsmos, basic_pitch (default: "
         "of each kind the first that is installed); repeatable",
     )
-    added.add_argument("--speaker_classifier", metavar="DIR", help="acoustic, continuation: a classifier of speakers")
     for name, text in (
         ("prompt_seconds", "of each recording's beginning (default: 3, piano 4)"),
         ("seconds", "of new audio (default: 7, piano 16)"),
@@ -288,10 +297,11 @@ def _evaluate(options, _):
             semantic_tokenizer=options.semantic_tokenizer,
             layers=options.layer,
             frame_rate=options.frame_rate,
+            detector=options.detector,
+            classifier=options.classifier,
             data=options.data,
             split=options.split,
             judges=options.judge,
-            speaker_classifier=options.speaker_classifier,
             generated=options.generated,
             prompt_seconds=options.prompt_seconds,
             seconds=options.seconds,
@@ -305,3 +315,24 @@ def _evaluate(options, _):
             seed=options.seed,
         )
     )
+
+
+def _add_detect(command):
+    added = command(
+        "detect",
+        _detect,
+        "Is it generated? A line of JSON for each recording: path, seconds, generated (its probability), verdict.",
+        "The probability is the mean over windows of a second, one every quarter. A detector knows the model and the\n"
+        "codec that it was trained on, and no other: none is shipped, docs/detector.md says how to train one.\n"
+        "What cannot be read is named on standard error, and the exit status is then 2.\n\n"
+        "  audiolm detect a.wav b.flac FOLDER --detector=runs/detector",
+    )
+    added.add_argument("inputs", nargs="+", metavar="WAV", help="recording, folder or .jsonl manifest")
+    text = "trained by --config=detector: workdir, checkpoint or export; or a bundle made with --detector"
+    added.add_argument("--detector", required=True, metavar="DIR", help=text)
+
+
+def _detect(options, _):
+    from audiolm_jax.evaluation.detection import detect
+
+    detect(options.inputs, options.detector)

@@ -39,7 +39,7 @@ def _add_training(command):
     added = command(
         "train",
         _train,
-        "Train any objective: SoundStream, w2v-BERT, or the semantic, coarse or fine language model.",
+        "Train any objective: SoundStream, w2v-BERT, the semantic, coarse or fine language model, or a classifier.",
         "Run again with the same workdir, it resumes. Change fields by --config.FIELD=VALUE, e.g.\n"
         "  audiolm train --config=soundstream_tiny --workdir=runs/codec --config.data_dir=samples\n"
         "  audiolm train --config=fine_tiny --workdir=runs/fine --config.data_dir=runs/tokens --config.batch_size=4\n\n"

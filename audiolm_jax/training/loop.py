@@ -55,6 +55,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
     """
     clock = Clock()
     _check(config)
+    config = registry.complete(config)
     folder = files.make_workdir(workdir)
     with _only_run(folder), sharding.active(mesh := sharding.make_mesh(config.mesh)), _StopSignals() as stop:
         return _Run(config, folder, mesh, clock).train(stop)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from audiolm_jax.data.pipeline import AudioInput, TokenInput
+from audiolm_jax.data.pipeline import AudioInput, TokenInput, read_recordings
 from audiolm_jax.errors import UserError
 from audiolm_jax.objective import Objective
 from audiolm_jax.training.optimizer import make_optimizer
@@ -31,13 +31,17 @@ def build_objective(config: ml_collections.ConfigDict) -> Objective:
             from audiolm_jax.semantic.objective import w2v_bert_objective
 
             return w2v_bert_objective(config, optimizer)
+        case "classifier":
+            from audiolm_jax.classifier.objective import classifier_objective
+
+            return classifier_objective(config, optimizer)
         case name if name in LANGUAGE_MODELS:
             from audiolm_jax.lm.objective import language_model_objective
 
             _check_language_model(config)
             return language_model_objective(config, optimizer)
         case other:
-            names = ", ".join(("soundstream", "w2v_bert", *LANGUAGE_MODELS))
+            names = ", ".join(("soundstream", "w2v_bert", "classifier", *LANGUAGE_MODELS))
             raise UserError("unknown objective", f"config.objective={other}", f"use one of {names}")
 
 
@@ -75,6 +79,25 @@ def _check_language_model(config: ml_collections.ConfigDict):
         raise UserError("no fine levels are left", "config.stage.num_coarse_quantizers", "train no fine stage")
 
 
+def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The config with what it leaves to its data: the labels of a classifier.
+
+    Raises:
+      UserError: data that cannot be read, or that have fewer than two labels.
+    """
+    if config.objective != "classifier" or config.model.labels:
+        return config
+    found = sorted(
+        {recording.class_label for recording in read_recordings(config) if recording.split == "train"} - {""}
+    )
+    if len(found) < 2:
+        hint = "give a folder with one a speaker, or a manifest with `speaker` or `label`"
+        raise UserError(f"recordings of {len(found)} labels", config.data_dir, hint)
+    config = config.copy_and_resolve_references()
+    config.model.labels = tuple(found)
+    return config
+
+
 def build_input(config: ml_collections.ConfigDict, report) -> AudioInput | TokenInput:
     """The training and held-out batches of `config.data_dir`.
 
@@ -102,7 +125,10 @@ def abstract_batch(config: ml_collections.ConfigDict) -> dict[str, jax.ShapeDtyp
             types["decoder_segment_ids"] = jnp.int32
         return {name: jax.ShapeDtypeStruct(shape, dtype) for name, dtype in types.items()}
     samples = round(config.crop_seconds * config.model.sample_rate)
-    return {
+    batch = {
         "wave_BW": jax.ShapeDtypeStruct((rows, samples), jnp.float32),
         "lengths_B": jax.ShapeDtypeStruct((rows,), jnp.int32),
     }
+    if config.objective == "classifier":
+        batch["labels_B"] = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    return batch

@@ -5,6 +5,7 @@ import json
 import types
 
 import jiwer
+import ml_collections
 import numpy as np
 import pytest
 import soundfile
@@ -59,8 +60,8 @@ def test_continuation(model, bundle_folder, data, tmp_path, monkeypatch):
         sample_rate=RATE,
         predict=lambda wave_BW, lengths_B: np.array([[len(wave_BW[0]) % 2, 0.5]]),
     )
-    part = types.SimpleNamespace(fingerprint=lambda: "of the classifier")
-    monkeypatch.setattr(bundle, "load_classifier", lambda folder: ours, raising=False)
+    part = types.SimpleNamespace(fingerprint=lambda: "of the classifier", config=ml_collections.ConfigDict())
+    monkeypatch.setattr(bundle, "load_classifier", lambda folder: ours)
     monkeypatch.setattr("audiolm_jax.evaluation.suites.read_part", lambda folder: part)
     results = measure(
         bundle_folder,
@@ -70,7 +71,7 @@ def test_continuation(model, bundle_folder, data, tmp_path, monkeypatch):
         prompt_seconds=PROMPT,
         seconds=0.5,
         seed=3,
-        speaker_classifier="DIR",
+        classifier="DIR",
     )
     found = {name: one["value"] for name, one in results["metrics"].items()}
     size = round(PROMPT * RATE)

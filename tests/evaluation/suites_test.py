@@ -14,6 +14,7 @@ from audiolm_jax.errors import UserError
 from audiolm_jax.evaluation import journal, likelihood, pairs, recordings, statistics
 from audiolm_jax.evaluation.suites import Request, evaluate
 from tests.evaluation import fakes
+from tests.evaluation.classification_test import write_classifier
 from tests.evaluation.pair_sets import noise_pairs, write_sets
 from tests.evaluation.phonetics_test import data  # noqa: F401
 
@@ -21,7 +22,7 @@ RATE = 16_000
 
 
 def write_recordings(folder, count):
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for index in range(count):
         wave_W = 0.1 * np.random.default_rng(index).standard_normal(RATE // 2)
         soundfile.write(folder / f"{index}.wav", wave_W, RATE)
@@ -46,7 +47,7 @@ def stop_at(monkeypatch, item):
 
 
 @pytest.mark.parametrize(
-    "suite", ("codec", "abx", "swuggy", "likelihood", "acoustic", "continuation", "sampling", "piano", "fad")
+    "suite", ("codec", "abx", "swuggy", "likelihood", "acoustic", "continuation", "sampling", "piano", "fad", "speaker")
 )
 def test_stopped_and_started_again(suite, bundle_folder, data, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(statistics, "RESAMPLINGS", 50)
@@ -71,6 +72,11 @@ def test_stopped_and_started_again(suite, bundle_folder, data, tmp_path, monkeyp
         "likelihood": {
             "bundle": str(bundle_folder),
             "data": str(write_recordings(tmp_path / "ten", 10)),
+        },
+        "speaker": {
+            "classifier": str(write_classifier(tmp_path / "classifier", ("voice", "other"))),
+            "data": str(write_recordings(tmp_path / "voices" / "voice", 8).parent),
+            "split": "train",
         },
         "abx": {"semantic_tokenizer": [str(bundle_folder / "semantic_tokenizer")], "data": str(data)},
         "acoustic": generated,

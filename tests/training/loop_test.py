@@ -31,8 +31,8 @@ def data(tmp_path_factory):
 
 
 def command(objective, data, workdir, **fields):
-    config = {"soundstream": "soundstream_tiny", "w2v_bert": "w2v_bert_tiny"}.get(objective, f"{objective}_tiny")
-    kind = "recordings" if objective in ("soundstream", "w2v_bert") else "tokens"
+    config = {"classifier": "speaker_classifier_tiny"}.get(objective, f"{objective}_tiny")
+    kind = "tokens" if objective in tiny.STAGES else "recordings"
     settings = {
         "data_dir": data[kind], "num_train_steps": 12, "log_every_steps": 1, "eval_every_steps": 6,
         "checkpoint_every_steps": 4, **fields,

@@ -32,3 +32,14 @@ def test_eight_devices_train_w2v_bert_as_one_does():
         np.testing.assert_allclose(result["losses"], single["losses"], rtol=1e-5, err_msg=name)
         assert result["relative_distance"] < 1e-4, name
     assert results["combined"]["held"] < 0.6
+
+
+@pytest.mark.slow
+def test_eight_devices_train_a_classifier_as_one_does():
+    """Above all the statistics of the batch normalisation, which are of the whole batch."""
+    results = on_eight_devices("tests.training.meshes", "classifier")
+    single = results.pop("single")
+    for name, result in results.items():
+        np.testing.assert_allclose(result["losses"], single["losses"], rtol=1e-5, err_msg=name)
+        assert result["relative_distance"] < 1e-4, name
+    assert results["fsdp"]["held"] < 0.5

@@ -25,6 +25,17 @@ def w2v_bert_config():
     return config
 
 
+def classifier_config():
+    """Channels that eight divides, and that it does not."""
+    return tiny.config_of("classifier", batch_size=16, **{"model.channels": (8, 12, 16), "model.labels": ("a", "b")})
+
+
+def labelled_waves_of(config, seed):
+    """Random waves of ragged lengths with random labels."""
+    labels_B = np.random.default_rng(seed).integers(2, size=config.batch_size).astype(np.int32)
+    return {**waves_of(config, seed), "labels_B": labels_B}
+
+
 def waves_of(config, seed):
     """Random waves of ragged lengths."""
     generator = np.random.default_rng(seed)
@@ -61,12 +72,13 @@ def train(config, make_batch, shape, num_steps):
 
 
 def main(what: str):
-    """Args: an optimiser, for a language model, or w2v_bert."""
-    make_batch = waves_of if what == "w2v_bert" else batch_of
+    """Args: an optimiser, for a language model, or w2v_bert, or classifier."""
+    make_batch = {"w2v_bert": waves_of, "classifier": labelled_waves_of}.get(what, batch_of)
+    make_config = {"w2v_bert": w2v_bert_config, "classifier": classifier_config}.get(what)
     results = {}
     reference: dict = {}
     for name, shape in MESHES.items():
-        config = w2v_bert_config() if what == "w2v_bert" else language_model_config(what)
+        config = make_config() if make_config else language_model_config(what)
         config.mesh.update(dict(zip(sharding.MESH_AXES, shape, strict=True)))
         losses, weights, held, flops = train(config, make_batch, shape, num_steps=20)
         reference = reference or weights

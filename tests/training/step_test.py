@@ -181,8 +181,9 @@ def test_abstract_batch_is_what_the_input_makes(data, tmp_path):
         batch = next(built.training(np.arange(config.batch_size)))
         shapes = {name: (array.shape, array.dtype) for name, array in batch.items()}
         assert shapes == {name: (leaf.shape, leaf.dtype) for name, leaf in abstract_batch(config).items()}
-    for objective in ("soundstream", "w2v_bert"):
-        config = tiny.config_of(objective, data_dir=str(tiny.write_recordings(tmp_path / objective)))
+    for objective in ("soundstream", "w2v_bert", "classifier"):
+        recordings = str(tiny.write_recordings(tmp_path / objective))
+        config = loop.registry.complete(tiny.config_of(objective, data_dir=recordings))
         batch = next(loop.registry.build_input(config, print).training(np.arange(config.batch_size)))
         shapes = {name: (array.shape, array.dtype) for name, array in batch.items()}
         assert shapes == {name: (leaf.shape, leaf.dtype) for name, leaf in abstract_batch(config).items()}
