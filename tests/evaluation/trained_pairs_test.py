@@ -23,13 +23,15 @@ from tests import tiny
 from tests.evaluation.pair_sets import RATE, write_sets
 
 SAMPLES = pathlib.Path(__file__).resolve().parents[2] / "samples" / "manifest.jsonl"
+# The input of the encoder's first block: untrained blocks only blur it.
+LAYER = 0
 CLUSTERS, STEPS, BATCH = 32, 300, 8
 PIECE_SECONDS, CHUNK_SECONDS = 2.5, 0.12
 
 
 def train_semantic(config, tokens) -> dict:
     """Parameters of the semantic stage after some steps on the tokens of recordings."""
-    objective = language_model_objective(config, optax.adam(3e-3))
+    objective = language_model_objective(config, optax.adam(1e-2))
     stage, step = stage_from_config(config), jax.jit(objective.step)
     state = unbox(objective.init(jax.random.key(0)))
     generator = np.random.default_rng(0)
@@ -42,7 +44,7 @@ def train_semantic(config, tokens) -> dict:
         rows = [transforms.encode(transforms.crop(records[i], stage, 0, number), stage) for i in chosen]
         batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         state, metrics = step(state, batch, jax.random.key(number))
-    assert metrics["loss"] < 0.85 * np.log(CLUSTERS)
+    assert metrics["loss"] < 0.9 * np.log(CLUSTERS)
     return jax.tree.map(np.asarray, objective.weights(state))
 
 
@@ -52,10 +54,10 @@ def trained(tmp_path_factory):
     waves = [r.read(RATE) for r in manifest.read_manifest(SAMPLES) if r.split == "train"]
     encoder = tiny.part_of("w2v_bert")
     untrained = bundle.tokenizer_from_part(encoder)
-    x_FD = np.concatenate([untrained.features(wave_W[None], layer=1)[0] for wave_W in waves])
+    x_FD = np.concatenate([untrained.features(wave_W[None], layer=LAYER)[0] for wave_W in waves])
     mean_D, std_D = x_FD.mean(axis=0), x_FD.std(axis=0)
     centroids_KD = KMeans(CLUSTERS, n_init=1, random_state=0).fit((x_FD - mean_D) / std_D).cluster_centers_
-    clusters = {"layer": 1, "mean": mean_D, "std": std_D, "centroids": centroids_KD.astype(np.float32)}
+    clusters = {"layer": LAYER, "mean": mean_D, "std": std_D, "centroids": centroids_KD.astype(np.float32)}
     parts = {"codec": tiny.codec_part(), "semantic_tokenizer": bundle.with_clusters(encoder, clusters)}
     tokenizer = bundle.tokenizer_from_part(parts["semantic_tokenizer"])
     tokens = {**{role: part.fingerprint() for role, part in parts.items()}, "mean_run_length": 1.5}
@@ -92,7 +94,6 @@ def sets(tmp_path_factory):
 def test_speech_is_likelier_than_shuffled_speech(suite, trained, sets, tmp_path):
     evaluate(Request(suite, str(tmp_path / "out"), bundle=str(trained), data=str(sets[suite])))
     metrics = json.loads((tmp_path / "out" / "results.json").read_text())["metrics"]
-    print(suite, metrics)
     for name in ("all.normalized", "all.sum"):
         assert metrics[name]["count"] >= 15
         assert metrics[name]["low"] > 0.5, (name, metrics[name])
