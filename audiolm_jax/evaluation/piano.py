@@ -21,7 +21,7 @@ from audiolm_jax.evaluation import adapters, music, recordings, statistics, tran
 from audiolm_jax.evaluation.adapters import Judge
 from audiolm_jax.evaluation.codec import reconstruct
 from audiolm_jax.evaluation.journal import Journal
-from audiolm_jax.evaluation.report import Clip, Group, Table, render
+from audiolm_jax.evaluation.report import GENERATED, ORIGINAL, RECONSTRUCTION, Clip, Group, Table, render
 from audiolm_jax.evaluation.statistics import Estimate, shown
 from audiolm_jax.evaluation.suites import Findings, Request
 from audiolm_jax.generate import AudioLM
@@ -35,6 +35,8 @@ TITLES = {
     "continuation": "continuation",
     "other_piece": "another piece",
 }
+# In the blind test.
+KINDS = {"original": ORIGINAL, "reconstruction": RECONSTRUCTION, "continuation": GENERATED}
 MEASURES = {
     "pitch_class_similarity": "pitch classes alike",
     "same_key": "same key",
@@ -198,8 +200,7 @@ def _page(
     note = (
         "Pitch classes: cosine of the histograms of how long each sounds. Keys by Krumhansl and Schmuckler; key score "
         "by MIREX: the same 1, a fifth above 0.5, relative 0.3, parallel 0.2. Octaves: factors of two. Means over "
-        "pieces "
-        "with 95 % bootstrap intervals; the transcriber errs, on generated sound more than on a piano."
+        "pieces with 95 % bootstrap intervals; the transcriber errs, on generated sound more than on a piano."
     )
     table = Table("Continuation and prompt", ("version", *MEASURES.values()), rows, note)
     groups = [
@@ -207,7 +208,7 @@ def _page(
             name,
             "",
             [
-                Clip(f"{TITLES[system]} {number}", wave_W, model.codec.sample_rate, prompt_seconds)
+                Clip(f"{TITLES[system]} {number}", wave_W, model.codec.sample_rate, prompt_seconds, KINDS.get(system))
                 for system, waves in one["clips"].items()
                 for number, wave_W in enumerate(waves, 1)
             ],

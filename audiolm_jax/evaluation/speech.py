@@ -22,7 +22,7 @@ from audiolm_jax.evaluation import adapters, quality, recognizers, recordings, s
 from audiolm_jax.evaluation.adapters import Judge
 from audiolm_jax.evaluation.codec import reconstruct
 from audiolm_jax.evaluation.journal import Journal
-from audiolm_jax.evaluation.report import Clip, Group, Table, render
+from audiolm_jax.evaluation.report import GENERATED, ORIGINAL, RECONSTRUCTION, Clip, Group, Table, render
 from audiolm_jax.evaluation.statistics import Estimate, shown
 from audiolm_jax.evaluation.suites import Findings, Request
 from audiolm_jax.generate import AudioLM
@@ -267,7 +267,7 @@ def estimate(
             wrong_R, words_R, wrong_characters_R, characters_R = totals_R4.T.tolist()
             metrics[f"{system}.wer"] = statistics.bootstrap_ratio(wrong_R, words_R, seed)
             metrics[f"{system}.cer"] = statistics.bootstrap_ratio(wrong_characters_R, characters_R, seed)
-        for name, measure in _means(kept, system != "other_speaker" and panel.classifier):
+        for name, measure in _means(kept, None if system == "other_speaker" else panel.classifier):
             means, without = _over_recordings(versions, measure)
             if means:
                 metrics[f"{system}.{name}"] = statistics.bootstrap_mean(means, seed)
@@ -296,12 +296,12 @@ def _references(
     return known, True, [note]
 
 
-def _means(kept: Sequence[Recording], has_classifier: Any) -> Iterator[tuple[str, Callable[[str, dict], float | None]]]:
-    """Name of each measure that is a mean, and (id, what was said) -> its value."""
+def _means(kept: Sequence[Recording], classifier: Any) -> Iterator[tuple[str, Callable[[str, dict], float | None]]]:
+    """Name of each measure that is a mean, and (id, what was said) -> its value; of speakers with a classifier."""
     yield "speaker_similarity", lambda _, one: one["voice"]
     yield "quality", lambda _, one: one["quality"]
-    if has_classifier:
-        labels = set(has_classifier.labels)
+    if classifier:
+        labels = set(classifier.labels)
         truth = {recording.id: recording.speaker for recording in kept if recording.speaker in labels}
         yield "speaker_accuracy", lambda name, one: float(one["speaker"] == truth[name]) if name in truth else None
 
@@ -374,7 +374,9 @@ def _page(
 def _clips(clips: Mapping[str, Sequence[np.ndarray]], sample_rate: int, prompt_seconds: float) -> list[Clip]:
     found = []
     for system, waves in clips.items():
+        kind = {"original": ORIGINAL, "reconstruction": RECONSTRUCTION}.get(system, GENERATED)
+        boundary = prompt_seconds if system == "continuation" else None
         for number, wave_W in enumerate(waves, 1):
             title = f"{TITLES[system]} {number}" if len(waves) > 1 else TITLES[system]
-            found.append(Clip(title, wave_W, sample_rate, prompt_seconds if system == "continuation" else None))
+            found.append(Clip(title, wave_W, sample_rate, boundary, kind))
     return found
