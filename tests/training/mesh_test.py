@@ -24,22 +24,13 @@ def test_eight_devices_equal_one(optimizer):
         assert results[name]["held"] < 0.3, name
 
 
+# Of the classifier above all the statistics of the batch normalisation, which are of the whole batch.
 @pytest.mark.slow
-def test_eight_devices_train_w2v_bert_as_one_does():
-    results = on_eight_devices("tests.training.meshes", "w2v_bert")
+@pytest.mark.parametrize(("objective", "mesh", "held"), [("w2v_bert", "combined", 0.6), ("classifier", "fsdp", 0.5)])
+def test_eight_devices_train_on_recordings_as_one_does(objective, mesh, held):
+    results = on_eight_devices("tests.training.meshes", objective)
     single = results.pop("single")
     for name, result in results.items():
         np.testing.assert_allclose(result["losses"], single["losses"], rtol=1e-5, err_msg=name)
         assert result["relative_distance"] < 1e-4, name
-    assert results["combined"]["held"] < 0.6
-
-
-@pytest.mark.slow
-def test_eight_devices_train_a_classifier_as_one_does():
-    """Above all the statistics of the batch normalisation, which are of the whole batch."""
-    results = on_eight_devices("tests.training.meshes", "classifier")
-    single = results.pop("single")
-    for name, result in results.items():
-        np.testing.assert_allclose(result["losses"], single["losses"], rtol=1e-5, err_msg=name)
-        assert result["relative_distance"] < 1e-4, name
-    assert results["fsdp"]["held"] < 0.5
+    assert results[mesh]["held"] < held
