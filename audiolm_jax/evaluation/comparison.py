@@ -21,6 +21,21 @@ RUNS = "folders that `audiolm generate`, `audiolm evaluate` or `audiolm quicksta
 
 
 @dataclasses.dataclass(frozen=True)
+class Prompt:
+    """What was continued: a recording, or stretches of it joined."""
+
+    path: str
+    stretches: tuple[audio.Stretch, ...]
+
+    def title(self) -> str:
+        """The path, and from where to where in seconds unless it is the whole."""
+        if self.stretches == (audio.WHOLE,):
+            return self.path
+        spans = (f"{start:g}–{'' if end is None else f'{end:g}'}" for start, end in self.stretches)
+        return f"{self.path}, {', '.join(spans)} s"
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
     """A folder to compare.
 
@@ -108,19 +123,21 @@ def _page_of_audio(runs: Sequence[Run]) -> str:
     return with_details(page, {"Seeds and settings": settings})
 
 
-def _by_recording(entries: Sequence[Entry]) -> dict[str | None, list[Entry]]:
+def _by_recording(entries: Sequence[Entry]) -> dict[Prompt | None, list[Entry]]:
     """Entries by their prompt; a recording that lies in two places is one prompt, named as it was first."""
     names: dict[str, str] = {}
-    found: dict[str | None, list[Entry]] = {}
+    found: dict[Prompt | None, list[Entry]] = {}
     for entry in entries:
-        prompt = entry["prompt"]
-        if prompt is not None and pathlib.Path(prompt).is_file():
-            prompt = names.setdefault(files.sha256(prompt), prompt)
+        path, prompt = entry["prompt"], None
+        if path is not None:
+            if pathlib.Path(path).is_file():
+                path = names.setdefault(files.sha256(path), path)
+            prompt = Prompt(path, tuple(map(tuple, entry.get("prompt_stretches", [audio.WHOLE]))))
         found.setdefault(prompt, []).append(entry)
     return found
 
 
-def _group(prompt: str | None, entries: Sequence[Entry]) -> Group:
+def _group(prompt: Prompt | None, entries: Sequence[Entry]) -> Group:
     clips = [
         Clip(entry["path"], entry["wave_W"], entry["sample_rate"], entry["prompt_seconds"] or None, GENERATED)
         for entry in entries
@@ -128,8 +145,8 @@ def _group(prompt: str | None, entries: Sequence[Entry]) -> Group:
     if prompt is None:
         return Group("Unconditional", "", clips)
     rate, seconds = entries[0]["sample_rate"], max(entry["seconds"] for entry in entries)
-    original = Clip("The recording", audio.read(prompt, rate, end=seconds), rate, kind=ORIGINAL)
-    return Group(prompt, "", [original, *clips])
+    heard_W = audio.read_joined(prompt.path, rate, prompt.stretches)[: round(seconds * rate)]
+    return Group(prompt.title(), "", [Clip("The recording", heard_W, rate, kind=ORIGINAL), *clips])
 
 
 def _audio_table(entries: Sequence[Entry]) -> Table:

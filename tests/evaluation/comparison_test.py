@@ -1,6 +1,8 @@
 """`audiolm compare`: every run's audio beside the recording, grouped by prompt; evaluations metric by metric."""
 
+import base64
 import html
+import io
 import json
 import re
 import shutil
@@ -57,6 +59,26 @@ def test_runs_are_heard_side_by_side(tmp_path):
         assert row[1:4] == ["continuation", "1.50", ended]
         assert float(row[4].removesuffix(" dB")) == pytest.approx(level, abs=0.11)
     assert page.count("<audio") == 6 and "curves" not in page.partition("</style>")[2]
+
+
+def test_stretches_of_one_recording_are_prompts_of_their_own(tmp_path):
+    generator = np.random.default_rng()
+    prompt = str(tmp_path / "long.wav")
+    wave_W = generator.integers(-3000, 3000, 16000 * 4).astype(np.int16)
+    soundfile.write(prompt, wave_W, 16000)
+    folder = tmp_path / "run"
+    write_run(folder, [prompt, prompt], -30, generator)
+    entries = json.loads((folder / "generation.json").read_text())
+    for entry, stretches in zip(entries, ([[0.5, None]], [[0.25, 0.75], [2, 3.5]])):
+        entry["prompt_stretches"] = stretches
+    (folder / "generation.json").write_text(json.dumps(entries))
+    assert run(str(folder), f"--output={tmp_path / 'page'}") == 0
+    page = (tmp_path / "page" / "report.html").read_text()
+    assert re.findall(r"<h3>(.*?)</h3>", page) == [f"{prompt}, 0.5– s", f"{prompt}, 0.25–0.75, 2–3.5 s"]
+    heard = [base64.b64decode(data) for data in re.findall(r'<audio[^>]*src="data:[^,]*,([^"]*)"', page)]
+    expected = [wave_W[8000:32000], np.concatenate([wave_W[4000:12000], wave_W[32000:48000]])]
+    for data, expected_W in zip(heard[::2], expected, strict=True):
+        np.testing.assert_array_equal(soundfile.read(io.BytesIO(data), dtype="int16")[0], expected_W)
 
 
 def test_a_recording_in_two_places_is_one_prompt(tmp_path):
