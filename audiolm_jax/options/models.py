@@ -188,40 +188,48 @@ def _compare(options, _):
     compare(options.runs, options.output)
 
 
+SUITES = (
+    "codec   --codec, --data: SI-SDR, log-mel distance, PESQ, STOI, ViSQOL at each number of levels, beside Opus\n"
+    "        at 6, 12 and 24 kbit/s on the same recordings; and how much of each codebook is used. PESQ, STOI and\n"
+    "        ViSQOL come with the extra `eval`, Opus with Debian's opus-tools: what is missing is left out, and\n"
+    "        said to be. Twelve levels and every judge take about twice as long as the recordings last.\n"
+    "abx     --semantic_tokenizer, --data: ABX error within and across speakers of log-mel features, layers and\n"
+    "        tokens; phone purity, PNMI and token rates. --data is an item file of Libri-Light, an alignment\n"
+    "        table, or a folder with either or both, recordings below it (docs/abx.md).\n"
+    "swuggy, sblimp, storycloze, salmon\n"
+    "        --bundle, --data: how often the semantic stage finds the right of two recordings likelier than the\n"
+    "        wrong one. --data is the folder of ZeroSpeech 2021 (--split=dev or test), of Spoken StoryCloze or of\n"
+    "        SALMon (docs/evaluation.md). scores_normalized.txt and scores_sum.txt are as ZeroSpeech reads them.\n"
+    "likelihood\n"
+    "        --bundle, --data: loss of each stage in nats a token, nats and bits a second of audio. --data is\n"
+    "        recordings that were not trained on, or a token dataset; --split picks some of them.\n"
+    "acoustic      --bundle, --data: recordings again from their semantic tokens; word errors, voice, quality.\n"
+    "continuation  the same for continuations: is it the prompt's voice? Original, reconstruction, generation,\n"
+    "              continuation and another speaker in one table. Recordings of 4 to 10 s, prompts of 3 s.\n"
+    "sampling      --bundle, --data: quality and diversity over --temperature, --top_k, --top_p.\n"
+    "piano         --bundle, --data: pitch classes, key, onsets of continuation and prompt.\n"
+    "fad           --data, --generated: Fréchet distance of folders to recordings, by Resemblyzer or by the\n"
+    "              encoder of --semantic_tokenizer. Judges are packages, chosen by --judge: docs/evaluation.md.\n"
+    "detector  --detector, --data: generated or real? Accuracy and area under the curve on held-out speakers, for\n"
+    "        each mode of generating; --data is the manifest of `audiolm detection-data` (docs/detector.md).\n"
+    "speaker --classifier, --data: who is it? Accuracy on recordings that the classifier's training held out.\n\n"
+    "Stopped or killed, the same command goes on where it was.\n\n"
+    "  audiolm evaluate --suite=codec --codec=runs/codec --data=RECORDINGS --output=runs/quality\n"
+    "  audiolm evaluate --suite=abx --semantic_tokenizer=runs/encoder --data=dev-clean.item --output=runs/abx"
+)
+
+
 def _add_evaluate(command):
-    added = command(
-        "evaluate",
-        _evaluate,
-        "Measure: results.json, each metric with its confidence interval, and report.html.",
-        "codec   --codec, --data: SI-SDR, log-mel distance, PESQ, STOI, ViSQOL at each number of levels, beside Opus\n"
-        "        at 6, 12 and 24 kbit/s on the same recordings; and how much of each codebook is used. PESQ, STOI and\n"
-        "        ViSQOL come with the extra `eval`, Opus with Debian's opus-tools: what is missing is left out, and\n"
-        "        said to be. Twelve levels and every judge take about twice as long as the recordings last.\n"
-        "abx     --semantic_tokenizer, --data: ABX error within and across speakers of log-mel features, layers and\n"
-        "        tokens; phone purity, PNMI and token rates. --data is an item file of Libri-Light, an alignment\n"
-        "        table, or a folder with either or both, recordings below it (docs/abx.md).\n"
-        "swuggy, sblimp, storycloze, salmon\n"
-        "        --bundle, --data: how often the semantic stage finds the right of two recordings likelier than the\n"
-        "        wrong one. --data is the folder of ZeroSpeech 2021 (--split=dev or test), of Spoken StoryCloze or of\n"
-        "        SALMon (docs/evaluation.md). scores_normalized.txt and scores_sum.txt are as ZeroSpeech reads them.\n"
-        "likelihood\n"
-        "        --bundle, --data: loss of each stage in nats a token, nats and bits a second of audio. --data is\n"
-        "        recordings that were not trained on, or a token dataset; --split picks some of them.\n"
-        "acoustic      --bundle, --data: recordings again from their semantic tokens; word errors, voice, quality.\n"
-        "continuation  the same for continuations: is it the prompt's voice? Original, reconstruction, generation,\n"
-        "              continuation and another speaker in one table. Recordings of 4 to 10 s, prompts of 3 s.\n"
-        "sampling      --bundle, --data: quality and diversity over --temperature, --top_k, --top_p.\n"
-        "piano         --bundle, --data: pitch classes, key, onsets of continuation and prompt.\n"
-        "fad           --data, --generated: Fréchet distance of folders to recordings, by Resemblyzer or by the\n"
-        "              encoder of --semantic_tokenizer. Judges are packages, chosen by --judge: docs/evaluation.md.\n"
-        "detector  --detector, --data: generated or real? Accuracy and area under the curve on held-out speakers, for\n"
-        "        each mode of generating; --data is the manifest of `audiolm detection-data` (docs/detector.md).\n"
-        "speaker --classifier, --data: who is it? Accuracy on recordings that the classifier's training held out.\n\n"
-        "Stopped or killed, the same command goes on where it was.\n\n"
-        "  audiolm evaluate --suite=codec --codec=runs/codec --data=RECORDINGS --output=runs/quality\n"
-        "  audiolm evaluate --suite=abx --semantic_tokenizer=runs/encoder --data=dev-clean.item --output=runs/abx",
-    )
+    title = "Measure: results.json, each metric with its confidence interval, and report.html."
+    added = command("evaluate", _evaluate, title, SUITES)
     added.add_argument("--suite", required=True, metavar="NAME", help="one of the above")
+    _add_what_is_measured(added)
+    _add_how_it_generates(added)
+    added.add_argument("--seed", type=int, default=0, help="of all sampling and of the bootstrap (default: 0)")
+    added.add_argument("--output", required=True, metavar="DIR", help="new folder of the results")
+
+
+def _add_what_is_measured(added):
     added.add_argument("--bundle", metavar="DIR", help="the whole model, as `audiolm bundle` makes it")
     added.add_argument("--codec", metavar="DIR", help="workdir, checkpoint or export")
     added.add_argument(
@@ -259,6 +267,9 @@ def _add_evaluate(command):
         "a kind, whisper_base, whisper_tiny, pocketsphinx or whisper:MODEL, resemblyzer, dnsmos, basic_pitch (default: "
         "of each kind the first that is installed); repeatable",
     )
+
+
+def _add_how_it_generates(added):
     for name, text in (
         ("prompt_seconds", "of each recording's beginning (default: 3, piano 4)"),
         ("seconds", "of new audio (default: 7, piano 16)"),
@@ -281,8 +292,6 @@ def _add_evaluate(command):
     )
     for name, kind, text in grid:
         added.add_argument(f"--{name}", action="append", default=[], type=kind, help=f"{text}; repeatable")
-    added.add_argument("--seed", type=int, default=0, help="of all sampling and of the bootstrap (default: 0)")
-    added.add_argument("--output", required=True, metavar="DIR", help="new folder of the results")
 
 
 def _evaluate(options, _):
