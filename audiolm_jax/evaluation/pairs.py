@@ -17,6 +17,7 @@ from audiolm_jax.errors import UserError
 from audiolm_jax.evaluation import batches, pair_layouts, statistics
 from audiolm_jax.evaluation.journal import Journal
 from audiolm_jax.evaluation.pair_layouts import Trial
+from audiolm_jax.evaluation.recordings import stacked
 from audiolm_jax.evaluation.report import Clip, Group, Table, render
 from audiolm_jax.evaluation.statistics import Estimate, shown
 from audiolm_jax.evaluation.suites import Findings, Request
@@ -97,13 +98,10 @@ def score(model: AudioLM, trials: Sequence[Trial], seconds: Mapping[str, float],
 def _score_batch(model: AudioLM, recordings: Sequence[Recording]) -> dict[str, np.ndarray]:
     """Log-likelihoods in nats, and numbers of tokens."""
     waves = [recording.read(model.codec.sample_rate) for recording in recordings]
-    lengths_B = np.array([len(wave_W) for wave_W in waves])
+    wave_BW, lengths_B = stacked(waves)
     for recording, length in zip(recordings, lengths_B.tolist(), strict=True):
         if model.tokenizer is not None and model.tokenizer.num_frames(length) < 1:
             raise UserError(f"too short for a token ({length} samples)", recording.path, "fetch the data set anew")
-    wave_BW = np.zeros((len(waves), lengths_B.max()), np.float32)
-    for row_W, wave_W in zip(wave_BW, waves, strict=True):
-        row_W[: len(wave_W)] = wave_W
     likelihoods_B, counts_B = model.semantic_log_likelihoods(wave_BW, lengths_B)
     return {"likelihoods": likelihoods_B, "counts": counts_B}
 

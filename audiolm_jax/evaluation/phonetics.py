@@ -25,6 +25,7 @@ from audiolm_jax.evaluation.suites import Findings, Request
 from audiolm_jax.progress import seconds_bar
 from audiolm_jax.semantic import features, moments
 from audiolm_jax.semantic.kmeans import normalisation
+from audiolm_jax.semantic.tokenizer import tokens_of
 
 MEL_RATE, NUM_MELS, SAMPLE_RATE = 100, 80, 16_000
 BASELINES = ("log_mel", "log_mel.normalized")
@@ -124,12 +125,20 @@ class Encoder:
         """Frames [T, D] of each layer by name, and the tokens [T], None where there are no clusters."""
         hop = self.model.sample_rate / self.frame_rate
         shifts = [round((number - (self.passes - 1) / 2) * hop) for number in range(self.passes)]
-        passes = [self.model.features_of_layers(shifted(wave_W, shift)[None], None, self.layers) for shift in shifts]
+        passes = [
+            list(self.model.features_of_layers(shifted(wave_W, shift)[None], None, self.layers)) for shift in shifts
+        ]
         found = {
             f"{self.label}.layer_{layer}": interleaved([x_BTD[0] for x_BTD in of_passes])
             for layer, *of_passes in zip(self.layers, *passes, strict=True)
         }
-        return found, None if self.model.clusters is None else self.model.encode(wave_W[None])[0]
+        if (clusters := self.model.clusters) is None:
+            return found, None
+        if self.passes % 2 == 0:
+            return found, self.model.encode(wave_W[None])[0]
+        # The pass in the middle is not shifted.
+        (x_TD,) = passes[self.passes // 2][self.layers.index(clusters["layer"])]
+        return found, np.asarray(tokens_of(clusters, x_TD))
 
 
 def shifted(wave_W: np.ndarray, shift: int) -> np.ndarray:
