@@ -156,10 +156,11 @@ def _detector_page(
     note = "Uncompressed speech is the control: a difference to the line above is the codec's sound, not speech."
     return render(
         "Detector: generated or real",
-        " ".join([introduction, *(f"{note}." for note in notes)]),
+        introduction,
         [Table("Detection", header, rows, note)],
         [],
         pairs,
+        notes=notes,
     )
 
 
@@ -224,9 +225,10 @@ def evaluate_speaker(request: Request, journal: Journal) -> Findings:
     )
     page = render(
         "Speaker classifier",
-        " ".join([introduction, *(f"{note}." for note in notes)]),
+        introduction,
         [Table("Accuracy", ("speaker", "recordings", "accuracy", "taken for"), rows)],
         [],
         [],
+        notes=notes,
     )
     return Findings(metrics, notes, page)

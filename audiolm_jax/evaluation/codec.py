@@ -211,13 +211,13 @@ def _page(
         f"Opus on the same recordings at {codec.sample_rate} Hz. Means over recordings with 95 % bootstrap intervals; "
         f"recordings longer than {PIECE_SECONDS:g} s are judged in equal pieces no longer than that."
     )
-    introduction = " ".join([introduction, *(f"{note}." for note in notes)])
     return render(
         "Codec: rate and quality",
         introduction,
         [_quality_table(systems, metrics, panel), _perplexity_table(codec, measured, metrics)],
         [_rate_plot(systems, metrics, name, judge) for name, judge in panel.items()],
         [Group(name, "", _clips(one, codec)) for name, one in measured.items() if one.clips],
+        notes=notes,
     )
 
 

@@ -201,10 +201,11 @@ def _page_of_figures(runs: Sequence[Run]) -> str:
     notes = [f"{path}: {note}" for path, found in results.items() for note in found.get("notes", ())]
     page = render(
         "Evaluations, side by side",
-        " ".join([f"{len(runs)} runs.", *(f"Warning: {warning}." for warning in warnings), *(f"{n}." for n in notes)]),
+        f"{len(runs)} runs.",
         [_figures_table(metrics)],
         [],
         [],
+        notes=[*(f"Warning: {warning}" for warning in warnings), *notes],
     )
     details = {path: {name: found[name] for name in found if name != "metrics"} for path, found in results.items()}
     return with_details(page, details)

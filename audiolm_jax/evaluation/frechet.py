@@ -206,4 +206,4 @@ def _page(
         "number of recordings alone does. Distances of other embeddings or other numbers are not comparable."
     )
     table = Table("Fréchet distance", ("recordings", "distance to the reference", "embeddings"), rows, note)
-    return render("Fréchet distance", " ".join([introduction, *(f"{note}." for note in notes)]), [table], [], heard)
+    return render("Fréchet distance", introduction, [table], [], heard, notes=notes)

@@ -163,7 +163,7 @@ def _page(request: Request, model: AudioLM, metrics: Mapping[str, Estimate], not
         "a stage's training crop are scored in consecutive stretches of that length. 95 % bootstrap intervals over "
         "recordings."
     )
-    return render("Likelihood", " ".join([introduction, *(f"{note}." for note in notes)]), [table], [], [])
+    return render("Likelihood", introduction, [table], [], [], notes=notes)
 
 
 def _uniform_bits(model: AudioLM) -> Iterator[tuple[str, float]]:

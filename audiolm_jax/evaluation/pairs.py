@@ -148,7 +148,7 @@ def _page(
     introduction = (
         f"{request.bundle} on {metrics[f'all.{SUM}'].count} pairs of {request.data}: the share in which the semantic "
         "stage finds the right recording likelier than the wrong one, 0.5 for a coin. A tie counts half, a pair in "
-        "several voices as the mean over them. 95 % bootstrap intervals over pairs."
+        "several voices as the mean over them. 95 % bootstrap intervals over pairs. To hear: what it got most wrong."
     )
     subsets = [name.removesuffix(f".{SUM}") for name in metrics if name.endswith(f".{SUM}")]
     rows = [
@@ -179,5 +179,4 @@ def _page(
         )
         for trial in sorted(trials, key=margin)[:HEARD_PAIRS]
     ]
-    introduction = " ".join([introduction, "To hear: what it got most wrong.", *(f"{note}." for note in notes)])
-    return render(TITLES[request.suite], introduction, [table], [], groups)
+    return render(TITLES[request.suite], introduction, [table], [], groups, notes=notes)

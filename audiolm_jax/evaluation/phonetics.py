@@ -348,8 +348,7 @@ def _page(
     plots = [plot for encoder in encoders if len(encoder.layers) > 1 for plot in _layer_plots(encoder, metrics)]
     if len(tokenizers) > 1:
         plots.extend(_size_plot(kind, tokenizers, metrics) for kind in ("centroids", "tokens"))
-    text = " ".join([introduction, *(f"{note}." for note in notes)])
-    return render("ABX: how phonetic features and tokens are", text, tables, plots, [])
+    return render("ABX: how phonetic features and tokens are", introduction, tables, plots, [], notes=notes)
 
 
 def _error_table(metrics: Mapping[str, Estimate]) -> Table:

@@ -216,4 +216,4 @@ def _page(
         for name, one in measured.items()
         if one["clips"]
     ]
-    return render("Piano", " ".join([introduction, *(f"{one}." for one in notes)]), [table], [], groups)
+    return render("Piano", introduction, [table], [], groups, notes=notes)

@@ -215,11 +215,15 @@ def render(
     curves: Sequence[Curve | IntervalPlot | Bars | Lines],
     groups: Sequence[Group],
     commands: str = "",
+    notes: Sequence[str] = (),
 ) -> str:
-    """The report as one HTML page that needs nothing else, no network either; `with_details` completes it."""
+    """The report as one HTML page that needs nothing else, no network either; `with_details` completes it.
+
+    Notes follow the introduction, a sentence each.
+    """
     return _template("report.html.j2").render(
         title=title,
-        introduction=introduction,
+        introduction=" ".join([introduction, *(f"{note}." for note in notes)]),
         tables=tables,
         curves=curves,
         groups=groups,

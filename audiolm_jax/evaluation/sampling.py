@@ -235,10 +235,11 @@ def _page(
     ]
     return render(
         "Sampling: quality and diversity",
-        " ".join([introduction, *(f"{one}." for one in notes)]),
+        introduction,
         [_table(grid, metrics)],
         _plots(grid, metrics),
         [Group("One prompt at each setting", "", clips)] if clips else [],
+        notes=notes,
     )
 
 

@@ -368,7 +368,7 @@ def _page(
     for recording in kept:
         if clips := measured[recording.id]["clips"]:
             groups.append(Group(recording.id, recording.text, _clips(clips, model.codec.sample_rate, size)))
-    return render(title, " ".join([introduction, *(f"{one}." for one in notes)]), [table(metrics, note)], [], groups)
+    return render(title, introduction, [table(metrics, note)], [], groups, notes=notes)
 
 
 def _clips(clips: Mapping[str, Sequence[np.ndarray]], sample_rate: int, prompt_seconds: float) -> list[Clip]:
