@@ -1,6 +1,7 @@
 """Curves that must and must not raise a warning."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -52,15 +53,15 @@ def change(rows, first, **values):
 @pytest.mark.parametrize(
     ("name", "values", "words"),
     [
-        ("diverging", {"reconstruction": 60.0}, "the reconstruction loss rose from 2"),
-        ("discriminator_wins", {"discriminator": 0.001, "accuracy_fake": 1.0}, "they tell every fake"),
+        ("diverging", {"reconstruction": 60.0}, r"the reconstruction loss rose from (1[6-9]|2[0-3])(\.\d+)? to [3-6]"),
+        ("discriminator_wins", {"discriminator": 0.001, "accuracy_fake": 1.0}, "they tell every fake$"),
         ("codebook_collapsed", {"perplexity_1": 3.0}, "level 1 uses as if it had"),
     ],
 )
 def test_what_goes_wrong_is_said_once_and_marked(name, values, words):
     lines, marks = look_at(change(healthy(20_000, 100), 15_000, **values))
     assert len(lines) == 1
-    assert lines[0].startswith(f"warning: {name} at step 1") and words in lines[0]
+    assert re.match(rf"warning: {name} at step 1\d+: .*{words}", lines[0])
     marked = [100 * (index + 1) for index, mark in enumerate(marks) if mark[name]]
     # It takes some rows to believe it, and then it stays.
     assert 15_000 < marked[0] < 19_000 and marked == list(range(marked[0], 20_001, 100))
