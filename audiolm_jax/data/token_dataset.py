@@ -16,6 +16,7 @@ import ml_collections
 import numpy as np
 
 from audiolm_jax import files
+from audiolm_jax.data.records import parse_record
 from audiolm_jax.errors import UserError
 
 NAME = "folder_tokens"
@@ -196,10 +197,12 @@ def verify(data_dir: str | os.PathLike[str], report: Callable[[str], None]) -> i
 
 
 class _Records(Sequence[dict[str, Any]]):
-    """The records of a split; an error in reading names the shard."""
+    """The records of a split, from their bytes; an error in reading names the shard."""
 
-    def __init__(self, source: Sequence[dict[str, Any]], paths: Sequence[pathlib.Path], lengths: Sequence[int]):
-        self._source, self._paths = source, paths
+    def __init__(
+        self, source: Sequence[bytes], num_quantizers: int, paths: Sequence[pathlib.Path], lengths: Sequence[int]
+    ):
+        self._source, self._num_quantizers, self._paths = source, num_quantizers, paths
         self._ends = np.cumsum(lengths)
 
     def __len__(self) -> int:
@@ -209,13 +212,15 @@ class _Records(Sequence[dict[str, Any]]):
         if not 0 <= index < len(self):
             raise IndexError(index)
         try:
-            record = self._source[index]
-        except Exception as error:  # Whatever ArrayRecord and the decoding of a record raise.
+            data = self._source[index]
+            # Of a file that was cut ArrayRecord reads what is gone as empty.
+            if not data:
+                raise self._damaged(index, "a record is lost")
+            return parse_record(data, self._num_quantizers)
+        except UserError:
+            raise
+        except Exception as error:  # Whatever ArrayRecord and the parsing of a record raise.
             raise self._damaged(index, str(error)) from error
-        # Of a file that was cut ArrayRecord reads what is gone as empty.
-        if record["id"] is None:
-            raise self._damaged(index, "a record is lost")
-        return record
 
     def _damaged(self, index: int, why: str) -> UserError:
         path = self._paths[int(np.searchsorted(self._ends, index, side="right"))]
@@ -252,8 +257,11 @@ class TokenDataset:
 
     def source(self, split: str) -> Sequence[dict[str, Any]]:
         """The records of a split, by random access. Reading raises a UserError that names a damaged shard."""
-        source = self._builder.as_data_source(split=split)
-        return _Records(source, self._shards(split), self._builder.info.splits[split].shard_lengths)
+        import tensorflow_datasets as tfds
+
+        source = self._builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+        lengths = self._builder.info.splits[split].shard_lengths
+        return _Records(source, self.metadata.num_quantizers, self._shards(split), lengths)
 
     def num_frames(self, split: str) -> np.ndarray:
         """Semantic frames of each record of a split, without reading the records."""
