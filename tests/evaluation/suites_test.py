@@ -1,5 +1,6 @@
 """`audiolm evaluate` stopped in the middle and started again: nothing is measured twice, the results are the same."""
 
+import json
 import shutil
 import signal
 import subprocess
@@ -29,6 +30,18 @@ def write_recordings(folder, count):
     return folder
 
 
+def write_detection_pairs(folder, count):
+    """A manifest as `audiolm detection-data` writes it, of acoustic generations."""
+    write_recordings(folder, 2 * count)
+    rows = []
+    for index in range(2 * count):
+        kind = ("real", "generated")[index % 2]
+        row = {"path": f"{index}.wav", "id": f"acoustic/{kind}/run/{index // 2}_00", "label": kind}
+        rows.append(json.dumps({**row, "speaker": "anna", "split": "validation"}) + "\n")
+    (folder / "manifest.jsonl").write_text("".join(rows))
+    return folder / "manifest.jsonl"
+
+
 def stop_at(monkeypatch, item):
     """Measuring the item of that number, from 0, is as if Ctrl-C were pressed; counts those that are measured."""
     measured, once = [], journal.Journal.once
@@ -47,7 +60,11 @@ def stop_at(monkeypatch, item):
 
 
 @pytest.mark.parametrize(
-    "suite", ("codec", "abx", "swuggy", "likelihood", "acoustic", "continuation", "sampling", "piano", "fad", "speaker")
+    "suite",
+    (
+        *("codec", "abx", "swuggy", "sblimp", "storycloze", "salmon", "likelihood", "acoustic", "continuation"),
+        *("sampling", "piano", "fad", "detector", "speaker"),
+    ),
 )
 def test_stopped_and_started_again(suite, bundle_folder, data, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(statistics, "RESAMPLINGS", 50)
@@ -65,13 +82,17 @@ def test_stopped_and_started_again(suite, bundle_folder, data, tmp_path, monkeyp
             "data": few,
             "judges": ["si_sdr", "log_mel_distance"],
         },
-        "swuggy": {
-            "bundle": str(bundle_folder),
-            "data": str(write_sets(tmp_path / "sets", noise_pairs(6))["swuggy"]),
+        **{
+            name: {"bundle": str(bundle_folder), "data": str(data_set)}
+            for name, data_set in write_sets(tmp_path / "sets", noise_pairs(6)).items()
         },
         "likelihood": {
             "bundle": str(bundle_folder),
             "data": str(write_recordings(tmp_path / "ten", 10)),
+        },
+        "detector": {
+            "detector": str(write_classifier(tmp_path / "detector", ("real", "generated"))),
+            "data": str(write_detection_pairs(tmp_path / "pairs", 4)),
         },
         "speaker": {
             "classifier": str(write_classifier(tmp_path / "classifier", ("voice", "other"))),
