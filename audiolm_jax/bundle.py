@@ -57,6 +57,16 @@ def load_semantic_tokenizer(path: str | pathlib.Path) -> SemanticTokenizer:
 
 def load_classifier(path: str | os.PathLike[str]) -> Classifier:
     """Loads a classifier (of speakers, or a detector), or the detector of a bundle."""
+    part = read_classifier(path)
+    return Classifier.from_weights(part.config, part.weights)
+
+
+def read_classifier(path: str | os.PathLike[str]) -> Part:
+    """A classifier, or the detector of a bundle.
+
+    Raises:
+      UserError: as `read_part`, a bundle without a detector, or another kind of part.
+    """
     folder = pathlib.Path(path)
     if (folder / FILE).is_file():
         folder = folder / "detector"
@@ -65,7 +75,7 @@ def load_classifier(path: str | os.PathLike[str]) -> Classifier:
     part = read_part(folder)
     if part.kind != "classifier":
         raise UserError(f"not a classifier but a {part.kind}", path, "give one that `audiolm train` made")
-    return Classifier.from_weights(part.config, part.weights)
+    return part
 
 
 def read_encoder(path: str | os.PathLike[str]) -> Part:

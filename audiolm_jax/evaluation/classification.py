@@ -21,7 +21,6 @@ from audiolm_jax.evaluation.journal import Journal
 from audiolm_jax.evaluation.report import Clip, Group, Table, render
 from audiolm_jax.evaluation.statistics import Estimate, shown
 from audiolm_jax.evaluation.suites import Findings, Request
-from audiolm_jax.parts import read_part
 from audiolm_jax.progress import report, seconds_bar
 
 HEARD_PAIRS = 3
@@ -193,7 +192,7 @@ def evaluate_speaker(request: Request, journal: Journal) -> Findings:
     Metrics: `accuracy`, and `LABEL.accuracy` for each of the labels.
     """
     folder, data = request.need("classifier"), request.need("data")
-    classifier, config = bundle.load_classifier(folder), read_part(folder).config
+    classifier, config = bundle.load_classifier(folder), bundle.read_classifier(folder).config
     config.data_dir = data
     split = request.split or "validation"
     recordings = [r for r in pipeline.read_recordings(config) if r.split == split]

@@ -14,7 +14,7 @@ from audiolm_jax import bundle, files
 from audiolm_jax.errors import UserError
 from audiolm_jax.evaluation import journal, report
 from audiolm_jax.evaluation.statistics import Estimate
-from audiolm_jax.parts import read_part
+from audiolm_jax.parts import Part, read_part
 
 # Module and function (Request, Journal) -> Findings of each; loaded when asked for.
 SUITES = {
@@ -74,13 +74,14 @@ class Request:
         They are read once: an hour later there may be other weights in a training's folder.
         """
         found = {} if self.bundle is None else bundle.describe(self.bundle)
-        for role in ("codec", "detector", "classifier"):
+        classifiers = dict.fromkeys(("detector", "classifier"), bundle.read_classifier)
+        for role, read in {"codec": read_part, **classifiers}.items():
             if (folder := getattr(self, role)) is not None:
-                found[role] = _described(folder)
+                found[role] = _described(read(folder))
         for folder in self.semantic_tokenizer:
             if (name := pathlib.Path(folder).resolve().name) in found:
                 raise UserError("two parts of one name", f"--semantic_tokenizer={folder}", "rename one's folder")
-            found[name] = _described(folder)
+            found[name] = _described(read_part(folder))
         return found
 
     def fingerprints(self) -> dict[str, str]:
@@ -108,9 +109,8 @@ class Request:
         return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:32]
 
 
-def _described(folder: str) -> tuple[str, dict[str, Any]]:
+def _described(part: Part) -> tuple[str, dict[str, Any]]:
     """Fingerprint and configuration of a part."""
-    part = read_part(folder)
     return part.fingerprint(), json.loads(part.config.to_json())
 
 

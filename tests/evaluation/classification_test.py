@@ -8,7 +8,7 @@ import soundfile
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 import audiolm_jax
-from audiolm_jax import audio
+from audiolm_jax import audio, bundle
 from audiolm_jax.classifier.classifier import Classifier
 from audiolm_jax.classifier.objective import classify
 from audiolm_jax.data import manifest
@@ -231,6 +231,21 @@ def test_suite_detector(capsys, detector, pairs, tmp_path, monkeypatch):
     assert results["fingerprints"].keys() == {"detector"}
     page = (tmp_path / "out" / "report.html").read_text()
     assert "against uncompressed speech" in page and "<audio" in page
+
+
+def test_suite_detector_takes_a_bundle(capsys, detector, pairs, bundle_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(statistics, "RESAMPLINGS", 10)
+    parts = {folder.name: str(folder) for folder in bundle_folder.iterdir() if folder.is_dir()}
+    bundle.write_bundle({**parts, "detector": str(detector)}, tmp_path / "bundle")
+    results = []
+    for number, folder in enumerate((detector, tmp_path / "bundle")):
+        output = tmp_path / str(number)
+        status, _, _, error = evaluate(capsys, "detector", output, detector=folder, data=pairs / "manifest.jsonl")
+        assert status == 0, error
+        results.append(json.loads((output / "results.json").read_text()))
+    assert all(results[0][name] == results[1][name] for name in ("metrics", "fingerprints", "notes"))
+    answer = evaluate(capsys, "detector", tmp_path / "no", detector=bundle_folder, data=pairs / "manifest.jsonl")
+    assert_user_error(answer, "bundle without a detector")
 
 
 def test_suite_speaker(capsys, recordings, tmp_path):
