@@ -7,7 +7,7 @@ import pytest
 from audiolm_jax import audio
 from audiolm_jax.config import shipped_folder
 from audiolm_jax.errors import UserError
-from audiolm_jax.evaluation import adapters, quality, recognizers, speakers
+from audiolm_jax.evaluation import adapters, quality, recognizers, speakers, transcribers
 from audiolm_jax.evaluation.adapters import Adapter
 
 RATE = 16_000
@@ -104,3 +104,21 @@ def test_dnsmos_ranks_noise():
     wave_W = sample("asterisk-en/vm-rec-name")
     noise_W = 0.1 * np.random.default_rng(0).standard_normal(len(wave_W))
     assert judge(wave_W, RATE) > judge(wave_W + noise_W, RATE) + 0.5
+
+
+@pytest.mark.slow
+def test_basic_pitch_reads_a_tune():
+    rate, onsets = transcribers.SAMPLE_RATE, 0.3 + 0.5 * np.arange(8)
+    pitches = np.array([60, 64, 67, 72, 71, 67, 65, 62])
+    wave_W, time_W = np.zeros(rate * 5), np.arange(round(0.45 * rate)) / rate
+    for onset, pitch in zip(onsets, pitches, strict=True):
+        hertz = 440 * 2 ** ((pitch - 69) / 12)
+        # Struck strings: partials that die away, the higher the faster.
+        note_W = sum(np.exp(-3 * k * time_W) * np.sin(2 * np.pi * k * hertz * time_W) / k for k in range(1, 9))
+        start = round(onset * rate)
+        wave_W[start : start + len(note_W)] += 0.2 * note_W
+    notes_N3 = started(transcribers.TRANSCRIBERS["basic_pitch"])(wave_W, rate)
+    assert np.array_equal(notes_N3[:, 0], np.sort(notes_N3[:, 0]))
+    for onset, pitch in zip(onsets, pitches, strict=True):
+        assert any(abs(note[0] - onset) < 0.06 and note[2] == pitch for note in notes_N3), (onset, pitch, notes_N3)
+    assert len(notes_N3) <= len(pitches) + 4
