@@ -82,6 +82,24 @@ def write_bytes(path: str | os.PathLike[str], data: bytes):
         scratch.write_bytes(data)
 
 
+def printable(name: str) -> str:
+    """A file's name as text that can be written, even where it is not in the file system's encoding."""
+    return name.encode(errors="backslashreplace").decode()
+
+
+def below(folder: pathlib.Path, _above: frozenset[str] = frozenset()) -> Iterator[pathlib.Path]:
+    """All files of a folder and its folders, links to folders included, but for those that lead back up."""
+    real = os.path.realpath(folder)
+    if real in _above:
+        return
+    for name in os.listdir(folder):
+        path = folder / name
+        if os.path.isdir(path):
+            yield from below(path, _above | {real})
+        else:
+            yield path
+
+
 def sha256(path: str | os.PathLike[str]) -> str:
     """Checksum of a file, in hexadecimal."""
     with open(path, "rb") as file:

@@ -18,6 +18,7 @@ from audiolm_jax.errors import UserError
 
 VALIDATION_SHARE = 0.05
 HEADER_THREADS = 32
+MAX_SECONDS = 1e9  # 30 years: more is no time within a recording.
 # Of a manifest's row: the fields of a Recording, `seconds` being its `known_seconds`.
 KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("path", "id", "speaker", "split", "text", "label"), (str,)),
@@ -62,6 +63,9 @@ class Recording:
     def __post_init__(self):
         if self.is_end is None:
             object.__setattr__(self, "is_end", self.end is None)
+        # From a file's name, or JSON, what is no text may come, and could not be written.
+        for name in ("id", "speaker", "split", "text", "label"):
+            object.__setattr__(self, name, files.printable(getattr(self, name)))
 
     @property
     def class_label(self) -> str:
@@ -84,12 +88,13 @@ class Recording:
 
     def seconds(self) -> float:
         """Length, as the manifest says or else the file's header. Raises UserError for a bad file."""
-        if self.known_seconds is not None:
+        if self.known_seconds:
             return self.known_seconds
         whole = audio.duration(self.path)
         length = sum(max(0.0, (whole if end is None else min(end, whole)) - start) for start, end in self.stretches())
         if length <= 0:
-            raise UserError("stretch outside of the recording", f"{self.path} ({self.start} s …)", "mend the manifest")
+            first = self.stretches()[0][0] if self.stretches() else self.start
+            raise UserError("stretch outside of the recording", f"{self.path} ({first:g} s …)", "mend the manifest")
         return length
 
     def crop(self, start: float, stop: float) -> "Recording":
@@ -117,37 +122,33 @@ def read_manifest(path: str | pathlib.Path) -> list[Recording]:
 
 def list_recordings(path: pathlib.Path) -> list[Recording]:
     """As `read_manifest`, but in no order, and the split is "" where nothing tells it."""
+    expected = f"expected files ending in {', '.join(audio.EXTENSIONS)}"
     if path.is_dir():
         recordings = _read_folder(path)
     elif not path.is_file():
         raise UserError("input not found", path, "give a folder, a recording or a .jsonl manifest")
     elif path.suffix == ".jsonl":
-        recordings = _read_jsonl(path)
+        recordings, expected = _read_jsonl(path), 'write {"path": …}, an object a line'
     else:
         recordings = [Recording(id=path.stem, path=path)]
     if not recordings:
-        raise UserError("no recordings", path, f"expected files ending in {', '.join(audio.EXTENSIONS)}")
+        raise UserError("no recordings", path, expected)
     return recordings
 
 
 def _read_folder(folder: pathlib.Path) -> list[Recording]:
-    paths = [path for path in folder.rglob("*") if path.suffix.lower() in audio.EXTENSIONS and not path.is_dir()]
+    paths = [path for path in files.below(folder) if path.suffix.lower() in audio.EXTENSIONS]
     names = [path.relative_to(folder) for path in paths]
     count = collections.Counter(name.with_suffix("") for name in names)
     return [
         Recording(
-            id=_printable((name if count[name.with_suffix("")] > 1 else name.with_suffix("")).as_posix()),
+            id=(name if count[name.with_suffix("")] > 1 else name.with_suffix("")).as_posix(),
             path=path,
-            speaker=_printable(name.parts[0]) if len(name.parts) > 1 else "",
+            speaker=name.parts[0] if len(name.parts) > 1 else "",
             split="",
         )
         for path, name in zip(paths, names, strict=True)
     ]
-
-
-def _printable(name: str) -> str:
-    """A file's name as text that can be written, even where it is not in the file system's encoding."""
-    return name.encode(errors="backslashreplace").decode()
 
 
 def with_splits(recordings: Sequence[Recording], validation_share: float = VALIDATION_SHARE) -> list[Recording]:
@@ -206,9 +207,9 @@ def _read_jsonl(path: pathlib.Path) -> list[Recording]:
         where = f"{path} line {row_number}"
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"not JSON ({error})", where, "write one object a line") from error
-        if not isinstance(row, dict) or "path" not in row:
+        if not isinstance(row, dict) or row.get("path") is None:
             raise UserError("no `path`", where, 'write {"path": …} with optional id, speaker, start, end, split, text')
         fields = {name: value for name, value in row.items() if name in KINDS and value is not None}
         for name, value in fields.items():
@@ -224,7 +225,7 @@ def _read_jsonl(path: pathlib.Path) -> list[Recording]:
 
 def _lines(path: pathlib.Path) -> Iterator[str]:
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             yield from file
     except UnicodeDecodeError as error:
         raise UserError("manifest not in UTF-8", path, "write it in UTF-8") from error
@@ -235,8 +236,8 @@ def _check_field(name: str, value: Any, where: str):
     is_right = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
     if not is_right:
         raise UserError(f"`{name}` of the wrong type", where, "see the README on manifests")
-    if float in kinds and not 0 <= value < math.inf:
-        raise UserError(f"`{name}` must be 0 or more", where, "give seconds")
+    if float in kinds and not 0 <= value <= MAX_SECONDS:
+        raise UserError(f"`{name}` must be 0 or more", where, "give seconds within a recording")
     if name == "segments" and not are_segments(value):
         raise UserError("`segments` must be pairs of seconds, from and to", where, "see the README on manifests")
 
@@ -247,7 +248,7 @@ def are_segments(value: Any) -> TypeGuard[list[list[float]]]:
     def is_segment(pair: Any) -> bool:
         match pair:
             case [int() | float() as onset, int() | float() as offset]:
-                return 0 <= onset <= offset < math.inf
+                return 0 <= onset <= offset <= MAX_SECONDS
         return False
 
     return isinstance(value, list) and all(map(is_segment, value))

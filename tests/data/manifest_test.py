@@ -101,6 +101,35 @@ def test_manifest_in_another_encoding(tmp_path):
         read_manifest(tmp_path / "list.jsonl")
 
 
+def test_what_is_no_text_is_written_as_text(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(8000), 16000)
+    fields = '"id": "\\ud800", "speaker": "s\\udcff", "text": "\\ud83d", "label": "\\udc00"'
+    (tmp_path / "list.jsonl").write_text('{"path": "a.wav", ' + fields + "}")
+    (recording,) = read_manifest(tmp_path / "list.jsonl")
+    assert (recording.id, recording.speaker, recording.text, recording.label) == (
+        "\\ud800", "s\\udcff", "\\ud83d", "\\udc00",
+    )  # fmt: skip
+
+
+def test_a_manifest_may_begin_with_the_mark_of_its_encoding(tmp_path):
+    (tmp_path / "list.jsonl").write_text('{"path": "é.wav"}\n', encoding="utf-8-sig")
+    assert [recording.id for recording in read_manifest(tmp_path / "list.jsonl")] == ["é.wav"]
+
+
+def test_links_to_folders_are_followed_but_for_those_that_lead_back(folder, tmp_path_factory):
+    corpus = tmp_path_factory.mktemp("corpus")
+    for name in ("anna", "ben"):
+        (corpus / name).symlink_to(folder / name)
+    (folder / "anna" / "deep" / "back").symlink_to(folder / "anna")
+    (folder / "ben" / "across").symlink_to(folder / "anna")
+    (folder / "ben" / "itself.wav").symlink_to("itself.wav")
+    recordings = read_manifest(corpus)
+    assert [(r.id, r.speaker) for r in recordings] == [
+        ("anna/deep/two", "anna"), ("anna/one", "anna"), ("ben/across/deep/two", "ben"), ("ben/across/one", "ben"),
+        ("ben/itself", "ben"), ("ben/three", "ben"),
+    ]  # fmt: skip
+
+
 def test_single_file(folder):
     (recording,) = read_manifest(folder / "four.wav")
     assert recording == Recording("four", folder / "four.wav")
@@ -131,7 +160,12 @@ def test_jsonl_manifest(folder):
         ('{"path": "a.wav", "is_end": 1}', "`is_end` of the wrong type"),
         ('{"path": "a.wav", "segments": [[2.0, 1.0]]}', "`segments` must be pairs"),
         ('{"path": "a.wav", "segments": [[0.0, 1.0], 2]}', "`segments` must be pairs"),
-        ("", "no recordings"),
+        ('{"path": null}', "no `path`"),
+        pytest.param('{"path": "a.wav", "end": 1' + "0" * 400 + "}", "`end` must be 0 or more", id="long number"),
+        pytest.param('{"path": "a.wav", "end": 1' + "0" * 5000 + "}", "not JSON", id="longer number"),
+        pytest.param('{"path": "a.wav", "segments": [[0, 1' + "0" * 400 + "]]}", "`segments` must", id="long segment"),
+        pytest.param('{"path": ' + "[" * 10**5, "not JSON", id="deep"),
+        ("", r'no recordings: .*; write {"path"'),
     ],
 )
 def test_malformed_manifests(tmp_path, text, message):
@@ -172,6 +206,10 @@ def noise(tmp_path):
     wave_W = np.random.default_rng().integers(-9000, 9000, 40_000)
     soundfile.write(tmp_path / "noise.flac", wave_W.astype(np.int16), 8000)
     return tmp_path / "noise.flac", (wave_W / 2**15).astype(np.float32)
+
+
+def test_a_length_of_nothing_is_no_length(folder):
+    assert Recording("four", folder / "four.wav", known_seconds=0).seconds() == 0.5
 
 
 def test_segments_are_read_without_what_lies_between(noise):
