@@ -7,7 +7,6 @@ import collections
 import csv
 import dataclasses
 import functools
-import itertools
 import json
 import os
 import pathlib
@@ -141,8 +140,7 @@ def _folder(request: Request) -> Found:
 
 def _librilight(request: Request) -> Found:
     """Libri-Light (Kahn et al., 2020, arXiv 1912.07875): SPEAKER/BOOK/FILE.flac, and FILE.json with its speech."""
-    paths = itertools.chain(request.input.rglob("*.flac"), request.input.rglob("*.json"))
-    stems = sorted({path.with_suffix("") for path in paths})
+    stems = sorted({path.with_suffix("") for path in files.below(request.input) if path.suffix in (".flac", ".json")})
     return _each(functools.partial(_librilight_pieces, request=request), stems, request)
 
 
@@ -154,7 +152,7 @@ def _librilight_pieces(stem: pathlib.Path, request: Request) -> list[Entry]:
         raise UserError("no JSON beside the recording", about, "get it from Libri-Light's archive") from error
     except OSError as error:
         raise UserError(f"JSON cannot be read ({error.strerror})", about, "check its permissions") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"not JSON ({error})", about, "get it from Libri-Light's archive") from error
     segments = meta.get("voice_activity") if isinstance(meta, dict) else None
     if not manifest.are_segments(segments):
@@ -222,11 +220,14 @@ def _librispeech(request: Request) -> Found:
     The subsets' names tell the splits. A subset alone will do for an input.
     """
     texts: dict[str, str] = {}
-    for path in request.input.rglob("*.trans.txt"):
-        texts |= dict(
-            line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines() if " " in line.strip()
-        )
-    paths = sorted(request.input.rglob("*.flac"))
+    paths = sorted(files.below(request.input))
+    for path in (path for path in paths if path.name.endswith(".trans.txt")):
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"transcripts cannot be read ({error})", path, "get them anew, or remove them") from error
+        texts |= dict(line.split(maxsplit=1) for line in lines if " " in line.strip())
+    paths = [path for path in paths if path.suffix == ".flac"]
     return _each(functools.partial(_librispeech_utterance, texts=texts), paths, request)
 
 
@@ -252,26 +253,30 @@ def _maestro(request: Request) -> Found:
     tables = [request.input] if request.input.is_file() else sorted(request.input.glob("maestro*.csv"))
     if len(tables) != 1:
         raise UserError(f"{len(tables)} files maestro*.csv", request.input, "give the CSV itself or its folder")
-    with open(tables[0], newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-    if missing := set(MAESTRO_COLUMNS) - set(reader.fieldnames or ()):
+    try:
+        with open(tables[0], newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, restval="")
+            rows, columns = list(reader), reader.fieldnames or ()
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"not a CSV file in UTF-8 ({error})", tables[0], "give MAESTRO's own CSV") from error
+    if missing := set(MAESTRO_COLUMNS) - set(columns):
         raise UserError(f"no column {min(missing)}", tables[0], "give MAESTRO's own CSV")
     return _each(functools.partial(_maestro_performance, folder=tables[0].parent), rows, request)
 
 
 def _maestro_performance(row: dict[str, str], folder: pathlib.Path) -> list[Entry]:
-    path = folder / (row["audio_filename"] or "")
-    if not row["split"]:
-        raise UserError("row without a split", path, "give MAESTRO's own CSV")
-    name = pathlib.PurePath(row["audio_filename"]).with_suffix("").as_posix()
+    path, name = folder / row["audio_filename"], pathlib.PurePath(row["audio_filename"])
+    for column, value in (("split", row["split"]), ("audio_filename", name.name)):
+        if not value:
+            raise UserError(f"row without {column}", path, "give MAESTRO's own CSV")
     notes = {
         "composer": row["canonical_composer"],
         "title": row["canonical_title"],
         "year": row["year"],
         "midi": str(folder / row["midi_filename"]),
     }
-    return [Entry(entry.recording, notes) for entry in _whole(Recording(name, path, split=row["split"]))]
+    recording = Recording(name.with_suffix("").as_posix(), path, split=row["split"])
+    return [Entry(entry.recording, notes) for entry in _whole(recording)]
 
 
 def _tfds(request: Request) -> Found:
@@ -335,7 +340,7 @@ def _tfds_text(feature, value: Any) -> str:
     if isinstance(feature, tfds.features.ClassLabel):
         return feature.int2str(int(value))
     if isinstance(value, bytes):
-        return value.decode()
+        return value.decode(errors="backslashreplace")
     return str(value) if np.ndim(value) == 0 else ""
 
 

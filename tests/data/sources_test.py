@@ -162,6 +162,19 @@ def test_librispeech(tmp_path):
     assert alone == recordings[1:]
 
 
+@pytest.mark.parametrize("damage", ["encoding", "link"])
+def test_transcripts_that_cannot_be_read_are_named(tmp_path, damage):
+    corpus = tmp_path / "LibriSpeech"
+    write_noise(corpus / "dev-clean/84/121123/84-121123-0000.flac", 0.5)
+    transcripts = corpus / "dev-clean/84/121123/84-121123.trans.txt"
+    if damage == "link":
+        transcripts.symlink_to("nowhere")
+    else:
+        transcripts.write_bytes(b"84-121123-0000 CAF\xc9\n")
+    with pytest.raises(UserError, match=f"transcripts cannot be read .*: {transcripts}; get them anew"):
+        write(tmp_path, "librispeech", corpus)
+
+
 def write_maestro(corpus: pathlib.Path, **changed):
     rows = [
         {
@@ -267,6 +280,36 @@ def test_an_altered_table_is_refused(tmp_path):
     table.write_text(table.read_text().replace("split", "part"))
     with pytest.raises(UserError, match="no column split"):
         write(tmp_path, "maestro", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "no column "),
+        ("é".encode("latin-1"), "not a CSV file in UTF-8"),
+        (b"x" * 200_000, "not a CSV file in UTF-8"),
+    ],
+)
+def test_what_is_no_table_is_refused(tmp_path, text, message):
+    (tmp_path / "maestro-v3.0.0.csv").write_bytes(text)
+    with pytest.raises(UserError, match=message):
+        write(tmp_path, "maestro", tmp_path)
+
+
+def test_rows_that_are_cut_off_are_left_out_by_name(tmp_path):
+    corpus = tmp_path / "maestro"
+    write_maestro(corpus)
+    write_noise(corpus / "2004" / "0.wav", 0.5)
+    table = corpus / "maestro-v3.0.0.csv"
+    header, first, *_ = table.read_text(encoding="utf-8").splitlines()
+    rows = [first, "A. B.,Sonata", "A. B.,Sonata,train,2004,2004/1.midi", "A. B.,Sonata,train,2004,2004/1.midi,.,9"]
+    # With the mark of its encoding, as spreadsheets write it.
+    table.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8-sig")
+    recordings, left_out, _ = write(tmp_path, "maestro", corpus)
+    assert [recording.id for recording in recordings] == ["2004/0"]
+    assert [reason.partition(":")[0] for reason in left_out] == [
+        "row without split", "row without audio_filename", "row without audio_filename",
+    ]  # fmt: skip
 
 
 GOOD = {"good0", "good1", "good2", "high_rate", "six_channels", "mp3_named_wav"}
