@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -75,6 +76,13 @@ def features(num_quantizers: int):
             "is_end": tfds.features.Scalar(np.bool_),
         }
     )
+
+
+def check_split(split: str):
+    """Raises a UserError where TFDS could not name a split so."""
+    if split == "all" or not re.fullmatch(r"\w[\w-]*", split):
+        advice = "name it in letters, digits, - and _, as train, validation or test-clean"
+        raise UserError("no name for a split of a dataset", f"split {split!r}", advice)
 
 
 def shard_name(split: str, shard: int, num_shards: int) -> str:
@@ -181,7 +189,10 @@ def verify(data_dir: str | os.PathLike[str], report: Callable[[str], None]) -> i
     folder = pathlib.Path(data_dir)
     if not (folder / CHECKSUMS_FILE).is_file():
         raise UserError("no checksums", folder / CHECKSUMS_FILE, "give a dataset that `audiolm tokenize` made")
-    entries = [line.split("  ", 1) for line in (folder / CHECKSUMS_FILE).read_text().splitlines()]
+    lines = (folder / CHECKSUMS_FILE).read_text(errors="replace").splitlines()
+    entries = [(line[:64], line[66:]) for line in lines if re.fullmatch("[0-9a-f]{64}  .+", line)]
+    if not entries or len(entries) < len(lines):
+        raise UserError("checksums are damaged", folder / CHECKSUMS_FILE, "restore them from a copy, or tokenize anew")
     problems = []
     for checksum, name in entries:
         path = folder / name
@@ -194,6 +205,20 @@ def verify(data_dir: str | os.PathLike[str], report: Callable[[str], None]) -> i
         more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
         raise UserError(f"{problems[0]}{more}", folder, "restore from a copy, or remove the dataset and tokenize anew")
     return len(entries)
+
+
+def _read_metadata(values: Mapping[str, Any] | None, data_dir: str) -> TokenMetadata:
+    error = UserError("not a token dataset of this version", data_dir, "tokenize anew")
+    try:
+        metadata = TokenMetadata(**(values or {}))
+    except TypeError as wrong_fields:
+        raise error from wrong_fields
+    kinds: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(metadata)}
+    kinds["mean_run_length"] = (int, float)
+    is_right = all(isinstance(getattr(metadata, name), kind) for name, kind in kinds.items())
+    if not is_right or metadata.format_version != FORMAT_VERSION:
+        raise error
+    return metadata
 
 
 class _Records(Sequence[dict[str, Any]]):
@@ -241,12 +266,14 @@ class TokenDataset:
         if not (pathlib.Path(data_dir) / "dataset_info.json").is_file():
             raise UserError("no token dataset", data_dir or "config.data_dir", "make one with `audiolm tokenize`")
         self._data_dir = pathlib.Path(data_dir)
-        self._builder = tfds.builder_from_directory(data_dir)
         try:
-            self.metadata = TokenMetadata(**self._builder.info.metadata)
-        except TypeError as error:
-            raise UserError("not a token dataset of this version", data_dir, "tokenize anew") from error
-        self.splits = tuple(self._builder.info.splits)
+            self._builder = tfds.builder_from_directory(data_dir)
+            metadata, splits = self._builder.info.metadata, self._builder.info.splits
+        except Exception as error:  # Whatever TFDS and its parsers of JSON raise.
+            advice = "find what by `audiolm tokenize --verify`, and restore it from a copy"
+            raise UserError(f"dataset's description is damaged ({error})", data_dir, advice) from error
+        self.metadata = _read_metadata(metadata, data_dir)
+        self.splits = tuple(name for name, split in splits.items() if split.num_examples)
         there = set(os.listdir(data_dir))
         for path in (path for split in self.splits for path in self._shards(split)):
             if path.name not in there:

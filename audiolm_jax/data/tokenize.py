@@ -172,6 +172,8 @@ def tokenize(
     """
     if not 0 <= host < num_hosts:
         raise UserError("no such share", f"--host={host} --num_hosts={num_hosts}", "number the hosts 0 … num_hosts - 1")
+    for split in sorted({recording.split for recording in request.recordings}):
+        token_dataset.check_split(split)
     output = pathlib.Path(os.path.abspath(request.output))
     workshop = Workshop(output.parent / f"{output.name}.incomplete")
     digest = request.digest(tokenizers.fingerprints)
@@ -340,7 +342,8 @@ def encode_shard(
 
 
 def _left_out(recording: manifest.Recording, reason: str) -> dict[str, str]:
-    return {"id": recording.id, "path": str(recording.path), "reason": reason}
+    entry = {"id": recording.id, "path": str(recording.path), "reason": reason}
+    return {name: files.printable(text) for name, text in entry.items()}
 
 
 def _clips(
@@ -471,11 +474,18 @@ def _describe_dataset(
     counters: Mapping[str, Any],
     tokenizers: Tokenizers,
 ):
-    """Writes all files of the dataset that are not shards."""
+    """Writes all files of the dataset that are not shards, and removes the shards of splits without a record."""
+    sizes: dict[str, int] = collections.defaultdict(int)
+    for shard, summary in zip(shards, summaries, strict=True):
+        sizes[shard.split] += len(summary["frames"])
+    # TFDS opens none such.
+    for shard in (shard for shard in shards if not sizes[shard.split]):
+        (folder / shard.name).unlink(missing_ok=True)
+    made = [(shard, summary) for shard, summary in zip(shards, summaries, strict=True) if sizes[shard.split]]
     lengths: dict[str, list[int]] = collections.defaultdict(list)
     frames: dict[str, list[int]] = collections.defaultdict(list)
     runs: dict[str, int] = collections.defaultdict(int)
-    for shard, summary in zip(shards, summaries, strict=True):
+    for shard, summary in made:
         lengths[shard.split].append(len(summary["frames"]))
         frames[shard.split] += summary["frames"]
         runs[shard.split] += summary["runs"]
@@ -485,7 +495,7 @@ def _describe_dataset(
     files.write_bytes(folder / token_dataset.LEFT_OUT_FILE, lines.encode())
     origin = {"request": digest, "counters": counters}
     files.write_bytes(folder / token_dataset.ORIGIN_FILE, (json.dumps(origin, indent=2) + "\n").encode())
-    known = {shard.name: summary["sha256"] for shard, summary in zip(shards, summaries, strict=True)}
+    known = {shard.name: summary["sha256"] for shard, summary in made}
     token_dataset.write_checksums(folder, known)
 
 

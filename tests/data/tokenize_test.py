@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import soundfile
+import tensorflow_datasets as tfds
 
 from audiolm_jax import cli, files
 from audiolm_jax.data import manifest, token_dataset, tokenize
@@ -252,6 +253,36 @@ def test_nothing_but_poison_leaves_nothing(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["nan.wav", "text.wav"]
 
 
+def test_a_split_of_poison_alone_is_not_in_the_dataset(tmp_path):
+    soundfile.write(tmp_path / "good.flac", np.random.default_rng().uniform(-1, 1, 20000), 16000)
+    damaged = tmp_path / os.fsdecode(b"na\xefve.wav")
+    with open(damaged, "wb") as file:
+        soundfile.write(file, np.full(9999, np.nan), 16000, format="WAV", subtype="FLOAT")
+    for kept, lost in (("train", "validation"), ("validation", "train")):
+        recordings = [
+            manifest.Recording("bad", damaged, split=lost),
+            manifest.Recording("good", tmp_path / "good.flac", split=kept),
+            manifest.Recording("missing", tmp_path / os.fsdecode(b"\xff.wav"), split=kept),
+        ]
+        output = tmp_path / kept
+        tokenize.tokenize(request(recordings, output), fakes.load(), ignore)
+        assert token_dataset.verify(output, ignore) == 7
+        assert not list(output.glob(f"*{lost}*"))
+        dataset = token_dataset.TokenDataset(str(output))
+        assert dataset.splits == (kept,) and len(dataset.source(kept)) == 1
+        assert list(tfds.builder_from_directory(output).as_data_source()) == [kept]
+        left_out = [json.loads(line) for line in (output / "left_out.jsonl").read_text().splitlines()]
+        assert [entry["path"] for entry in left_out] == [f"{tmp_path}/\\udcff.wav", f"{tmp_path}/na\\udcefve.wav"]
+
+
+@pytest.mark.parametrize("split", ["all", "a/b", "te st", "../x", "-x", "train[:1]", "a+b", "", "x\n"])
+def test_splits_that_tfds_cannot_name_are_refused_before_any_work(tmp_path, split):
+    recordings = [manifest.Recording("a", tmp_path / "a.wav", split=split)]
+    with pytest.raises(UserError, match="no name for a split of a dataset"):
+        tokenize.tokenize(request(recordings, tmp_path / "out"), fakes.load(), ignore)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_mistake_of_ours_is_no_poison(recordings, tmp_path, monkeypatch):
     def broken(*_):
         raise ZeroDivisionError
@@ -303,6 +334,45 @@ def test_reading_names_a_damaged_shard(copy):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match=f"shard is damaged .*{path.name}; find all such shards"):
             list(token_dataset.TokenDataset(str(copy)).source("train"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("dataset_info.json", "", "dataset's description is damaged"),
+        ("dataset_info.json", '{"name": "folder', "dataset's description is damaged"),
+        ("dataset_info.json", "{}", "dataset's description is damaged"),
+        ("features.json", "", "dataset's description is damaged"),
+        ("features.json", None, "dataset's description is damaged"),
+        ("metadata.json", "{", "dataset's description is damaged"),
+        ("metadata.json", "[]", "not a token dataset of this version"),
+        ("metadata.json", None, "not a token dataset of this version"),
+    ],
+)
+def test_a_damaged_description_is_told(copy, name, text, message):
+    if text is None:
+        (copy / name).unlink()
+    else:
+        (copy / name).write_text(text)
+    with pytest.raises(UserError, match=f"{message}.*: {copy}; "):
+        token_dataset.TokenDataset(str(copy))
+    with pytest.raises(UserError, match=name):
+        token_dataset.verify(copy, ignore)
+
+
+@pytest.mark.parametrize("field", [{"format_version": 2}, {"num_clusters": "7"}, {"more": 1}])
+def test_another_version_is_refused(copy, field):
+    metadata = json.loads((copy / "metadata.json").read_text())
+    (copy / "metadata.json").write_text(json.dumps({**metadata, **field}))
+    with pytest.raises(UserError, match="not a token dataset of this version"):
+        token_dataset.TokenDataset(str(copy))
+
+
+@pytest.mark.parametrize("damage", [b"", b"abc\n", b"\xff" * 64 + b"  features.json\n"])
+def test_damaged_checksums_verify_nothing(copy, damage):
+    (copy / "SHA256SUMS").write_bytes(damage)
+    with pytest.raises(UserError, match=f"checksums are damaged: {copy}/SHA256SUMS; "):
+        token_dataset.verify(copy, ignore)
 
 
 def test_verify_and_missing_arguments_on_the_command_line(copy, capsys):
