@@ -122,6 +122,9 @@ def tokenize(options: TokenizeOptions):
     for name in ("shard_seconds", "batch_seconds", "num_workers"):
         if not 0 < getattr(options, name) < float("inf"):
             raise UserError("must be more than 0", f"--{name}={getattr(options, name)}", "change it")
+    if options.runner is None and (options.num_workers != 1 or options.pipeline_options):
+        name = "pipeline_options" if options.pipeline_options else "num_workers"
+        raise UserError("only for a runner", f"--{name}", "add --runner=direct, or leave it out")
     load = functools.partial(load_tokenizers, options.codec, options.semantic_tokenizer)
     write_shards = None
     if options.runner is not None:

@@ -331,9 +331,12 @@ def _data_dirs(config: ml_collections.ConfigDict) -> list[tuple[str, float]]:
         return [(_data_dir(config), 1.0)]
     if config.data_dir:
         raise UserError("both a dataset and a mixture", f"config.data_dir={config.data_dir}", "give one of them")
-    if len(rates) != len(data_dirs) or not all(isinstance(rate, int | float) and rate > 0 for rate in rates):
+    if len(rates) != len(data_dirs) or not all(isinstance(rate, int | float) and 0 < rate < math.inf for rate in rates):
         where = f"config.mixture.rates={rates}"
         raise UserError("not a rate above 0 for each member", where, f"give {len(data_dirs)} numbers")
+    if not all(isinstance(path, str) and path for path in data_dirs):
+        where = f"config.mixture.data_dirs={data_dirs}"
+        raise UserError("not a folder for each member", where, "give paths of token datasets")
     return [(_local(path, "config.mixture.data_dirs"), rate) for path, rate in zip(data_dirs, rates, strict=True)]
 
 

@@ -22,6 +22,7 @@ from audiolm_jax.errors import UserError
 
 NAME = "folder_tokens"
 FORMAT_VERSION = 1
+RESTORE = "find what is damaged by `audiolm tokenize --verify`, and restore it from a copy"
 ORIGIN_FILE, LEFT_OUT_FILE, CHECKSUMS_FILE = "tokenization.json", "left_out.jsonl", "SHA256SUMS"
 
 
@@ -270,8 +271,7 @@ class TokenDataset:
             self._builder = tfds.builder_from_directory(data_dir)
             metadata, splits = self._builder.info.metadata, self._builder.info.splits
         except Exception as error:  # Whatever TFDS and its parsers of JSON raise.
-            advice = "find what by `audiolm tokenize --verify`, and restore it from a copy"
-            raise UserError(f"dataset's description is damaged ({error})", data_dir, advice) from error
+            raise UserError(f"dataset's description is damaged ({error})", data_dir, RESTORE) from error
         self.metadata = _read_metadata(metadata, data_dir)
         self.splits = tuple(name for name, split in splits.items() if split.num_examples)
         there = set(os.listdir(data_dir))
@@ -292,4 +292,11 @@ class TokenDataset:
 
     def num_frames(self, split: str) -> np.ndarray:
         """Semantic frames of each record of a split, without reading the records."""
-        return np.load(self._data_dir / f"num_frames_{split}.npy")
+        path, size = self._data_dir / f"num_frames_{split}.npy", self._builder.info.splits[split].num_examples
+        try:
+            num_frames = np.load(path)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"lengths cannot be read ({error})", path, RESTORE) from error
+        if num_frames.shape != (size,):
+            raise UserError(f"not the lengths of {size} records", path, RESTORE)
+        return num_frames

@@ -75,6 +75,9 @@ def _check(config: ml_collections.ConfigDict):
     for name in (*names, "max_skipped_steps"):
         if config[name] < 1:
             raise UserError("must be 1 or more", f"config.{name}={config[name]}", "change it")
+    for name in ("num_threads", "prefetch_batches"):
+        if config.input[name] < 0:
+            raise UserError("must be 0 or more", f"config.input.{name}={config.input[name]}", "change it")
 
 
 def check_resumable(before: dict[str, Any], now: dict[str, Any], workdir: epath.Path):

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 import re
 
 import numpy as np
@@ -185,6 +186,8 @@ def test_mixtures_that_contradict_themselves_are_refused(tokens, other_tokens, t
         "config.mixture.rates=(1,); give 2 numbers": mixture_of(tokens, other_tokens, rates=(1,)),
         "config.mixture.rates=(1, 0); give 2 numbers": mixture_of(tokens, other_tokens, rates=(1, 0)),
         "config.mixture.rates=(1, 'much'); give 2 numbers": mixture_of(tokens, other_tokens, rates=(1, "much")),
+        "config.mixture.rates=(1, inf); give 2 numbers": mixture_of(tokens, other_tokens, rates=(1, math.inf)),
+        "not a folder for each member: config.mixture.data_dirs": mixture_of(tokens, "", rates=(1, 1)),
         "both a dataset and a mixture: config.data_dir=x": mixture_of(tokens, rates=(1,), data_dir="x"),
         "no token dataset: nowhere": mixture_of(tokens, "nowhere", rates=(1, 1)),
         "config.mixture.data_dirs=gs://lab/tokens; mount": mixture_of(tokens, "gs://lab/tokens", rates=(1, 1)),

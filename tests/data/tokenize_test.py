@@ -360,6 +360,22 @@ def test_a_damaged_description_is_told(copy, name, text, message):
         token_dataset.verify(copy, ignore)
 
 
+@pytest.mark.parametrize("damage", ["missing", "empty", "junk", "cut", "short"])
+def test_damaged_lengths_are_told(copy, damage):
+    path = copy / "num_frames_train.npy"
+    data, lengths = path.read_bytes(), np.load(path)
+    path.unlink()
+    match damage:
+        case "short":
+            np.save(path, lengths[:-1])
+        case "missing":
+            pass
+        case _:
+            path.write_bytes({"empty": b"", "junk": b"junk", "cut": data[:-3]}[damage])
+    with pytest.raises(UserError, match=f"lengths .*: {path}; find what is damaged"):
+        token_dataset.TokenDataset(str(copy)).num_frames("train")
+
+
 @pytest.mark.parametrize("field", [{"format_version": 2}, {"num_clusters": "7"}, {"more": 1}])
 def test_another_version_is_refused(copy, field):
     metadata = json.loads((copy / "metadata.json").read_text())
@@ -389,5 +405,8 @@ def test_verify_and_missing_arguments_on_the_command_line(copy, capsys):
     (copy / "SHA256SUMS").unlink()
     code, _, error = run(f"--verify={copy}")
     assert code == 2 and error.startswith("error: no checksums: ")
+    for option in ("--num_workers=2", "--pipeline_options=--x=1"):
+        code, _, error = run("--codec=c", "--semantic_tokenizer=s", "--input=i", "--output=o", option)
+        assert code == 2 and error.startswith(f"error: only for a runner: {option.split('=')[0]}; add --runner=direct")
     code, _, error = run("--codec=c", "--output=o")
     assert code == 2 and "required: --semantic_tokenizer, --input: audiolm tokenize; see" in error

@@ -14,7 +14,7 @@ import pytest
 
 from audiolm_jax.errors import UserError
 from audiolm_jax.training.checkpoint import find_checkpoint
-from audiolm_jax.training.loop import check_resumable
+from audiolm_jax.training.loop import check_resumable, train
 from audiolm_jax.training.metrics import is_timing, read_metrics
 from tests import tiny
 from tests.data.pipeline_test import METADATA
@@ -143,6 +143,13 @@ def test_two_runs_in_one_workdir_and_another_config(data, tmp_path):
     last = other.stderr.strip().splitlines()[-1]
     assert last.startswith("error: checkpoint of another config: config.model.mlp_dim was 16, now 24: ")
     assert "Traceback" not in other.stderr
+
+
+@pytest.mark.parametrize("field", ["input.num_threads", "input.prefetch_batches", "batch_size", "eval_every_steps"])
+def test_numbers_that_cannot_be_are_refused_by_name(tmp_path, field):
+    config = tiny.config_of("coarse", **{field: -1})
+    with pytest.raises(UserError, match=f"config.{field}=-1"):
+        train(config, str(tmp_path / "w"))
 
 
 def test_finished_run_writes_what_the_contract_names(data, tmp_path):
