@@ -10,6 +10,7 @@ import pathlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from audiolm_jax import audio
 from audiolm_jax.data.manifest import Recording
 from audiolm_jax.errors import UserError
 
@@ -82,7 +83,7 @@ def _read_gold(
       columns: that must be there, too.
       describe: the pair and its subsets, by the correct recording's row; of the other row only the pair counts.
     """
-    there = {path.stem: path for path in gold.parent.iterdir() if path.suffix == ".wav"}
+    there = {path.stem: path for path in sorted(gold.parent.iterdir()) if _is_recording(path)}
     members: dict[tuple[str, str], tuple[list[Recording], list[Recording]]] = {}
     subsets: dict[str, tuple[str, ...]] = {}
     seen = set()
@@ -113,13 +114,15 @@ def _read_gold(
 def _rows(gold: pathlib.Path, columns: Sequence[str]) -> list[dict[str, str]]:
     """The rows of a table with a header, each with all of these columns."""
     try:
-        with open(gold, encoding="utf-8", newline="") as file:
+        # Whoever opened it in a spreadsheet may have given it a byte order mark.
+        with open(gold, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
-            rows = list(reader)
+            header, rows = reader.fieldnames or (), list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"gold.csv is damaged ({error})", gold, "fetch it anew") from error
-    if lacking := [name for name in columns if name not in (reader.fieldnames or ())]:
-        raise UserError(f"gold.csv lacks the column {lacking[0]}", gold, "give the folder of this suite's own part")
+    if lacking := [name for name in columns if name not in header]:
+        what_to_do = "give the folder of this suite's own part, with a gold.csv of columns with commas between them"
+        raise UserError(f"gold.csv lacks the column {lacking[0]}", gold, what_to_do)
     for number, row in enumerate(rows, 2):
         if any(row[name] is None for name in columns):
             raise UserError("gold.csv is damaged (a row is cut off)", f"{gold} line {number}", "fetch it anew")
@@ -140,7 +143,7 @@ def read_storycloze(data: str, split: str | None) -> list[Trial]:
     """
     _refuse_split(split)
     members: dict[tuple[str, str], tuple[list[Recording], list[Recording]]] = {}
-    for path, subset, name in _wavs(data):
+    for path, subset, name in _recordings(data):
         if match := re.fullmatch(r"(.*)_(correct|incorrect)", name):
             both = members.setdefault((subset, match[1]), ([], []))
             both[match[2] == "incorrect"].append(Recording(name, path))
@@ -165,7 +168,7 @@ def read_salmon(data: str, split: str | None) -> list[Trial]:
     """
     _refuse_split(split)
     members: dict[tuple[str, int], list[Recording]] = collections.defaultdict(list)
-    for path, subset, name in _wavs(data):
+    for path, subset, name in _recordings(data):
         if match := re.fullmatch(r"sample_(\d+)(_.*)?", path.stem):
             members[subset or pathlib.Path(data).resolve().name, int(match[1])].append(Recording(name, path))
     if not members:
@@ -181,12 +184,17 @@ def _refuse_split(split: str | None):
         raise UserError("this set has no splits", f"--split={split}", "leave it out")
 
 
-def _wavs(data: str) -> list[tuple[pathlib.Path, str, str]]:
-    """All WAVs below a folder, sorted by name: path, folder within it ("" for its own), and name without extension."""
+def _is_recording(path: pathlib.Path) -> bool:
+    """By its suffix: the sets come as WAV, and somebody may have made FLAC of them."""
+    return path.suffix.lower() in audio.EXTENSIONS
+
+
+def _recordings(data: str) -> list[tuple[pathlib.Path, str, str]]:
+    """All recordings below a folder, by name: path, folder within it ("" for its own), and name without extension."""
     folder = pathlib.Path(data)
     if not folder.is_dir():
         raise UserError("no such folder", data, "give the folder of the data set")
-    names = sorted(path.relative_to(folder) for path in folder.rglob("*.wav"))
+    names = sorted(path.relative_to(folder) for path in folder.rglob("*") if _is_recording(path))
     subset = lambda name: "" if name.parent == pathlib.Path() else name.parent.as_posix()
     return [(folder / name, subset(name), name.with_suffix("").as_posix()) for name in names]
 
