@@ -92,12 +92,17 @@ def below(folder: pathlib.Path, _above: frozenset[str] = frozenset()) -> Iterato
     real = os.path.realpath(folder)
     if real in _above:
         return
-    for name in os.listdir(folder):
-        path = folder / name
-        if os.path.isdir(path):
-            yield from below(path, _above | {real})
-        else:
-            yield path
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from below(folder / entry.name, _above | {real})
+            else:
+                yield folder / entry.name
+
+
+def write_text(path: pathlib.Path, text: str):
+    """Writes UTF-8 in any locale; a file's name that is not UTF-8 stands in it as the bytes that it is."""
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

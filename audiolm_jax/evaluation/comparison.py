@@ -69,7 +69,7 @@ def compare(runs: Sequence[str], output: str):
         raise UserError(what, audible, "give folders of one kind")
     page = _page_of_figures(evaluations) if evaluations else _page_of_audio(found)
     with files.new_folder(output) as scratch:
-        (scratch / "report.html").write_text(page)
+        files.write_text(scratch / "report.html", page)
     print(f"report: {output}/report.html")
 
 

@@ -237,7 +237,7 @@ def inspect(dataset: str, output: str, codec: str | None, num_examples: int, see
     results = {"seed": seed, **results, "examples": list(clips)}
     with files.new_folder(output) as scratch:
         (scratch / "inspection.json").write_text(json.dumps(_without_nan(results)) + "\n")
-        (scratch / "report.html").write_text(_page(dataset, results, clips))
+        files.write_text(scratch / "report.html", _page(dataset, results, clips))
     print(f"report: {output}/report.html")
 
 

@@ -171,5 +171,5 @@ def evaluate(request: Request):
             (scratch / "results.json").write_text(json.dumps(results, indent=2) + "\n")
             page = report.with_details(findings.page, details)
             for name, text in {"report.html": page, **findings.texts}.items():
-                (scratch / name).write_text(text)
+                files.write_text(scratch / name, text)
     print(f"report: {request.output}/report.html")

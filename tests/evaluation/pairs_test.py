@@ -2,6 +2,7 @@
 
 import collections
 import json
+import os
 import shutil
 
 import numpy as np
@@ -191,6 +192,8 @@ def replace(number, old, new):
         ("swuggy", replace(0, "frequency", "often"), "gold.csv lacks the column frequency"),
         ("swuggy", with_gold(lambda lines: lines.__delitem__(slice(1, None))), "no pairs"),
         ("swuggy", lambda folder: (folder / "zr/lexical/dev/gold.csv").write_bytes(b"\xff\xfe"), "gold.csv is damaged"),
+        ("swuggy", lambda folder: (folder / "zr/lexical/dev/gold.csv").write_bytes(b""), "lacks the column filename"),
+        ("swuggy", replace(0, ",", ";"), "lacks the column filename: "),
         ("swuggy", lambda folder: (folder / "zr/lexical/dev/r1.wav").write_bytes(b"no sound"), "r1.wav"),
         ("sblimp", lambda folder: shutil.rmtree(folder / "zr/syntactic"), "no gold.csv"),
         ("storycloze", lambda folder: (folder / "story/first/2_correct.wav").unlink(), "here are 0 and 1: "),
@@ -210,6 +213,33 @@ def test_damaged_sets(suite, damage, message, capsys, bundle_folder, tmp_path):
     damage(tmp_path)
     assert_user_error(evaluate(capsys, suite, bundle_folder, sets[suite], tmp_path / "out"), message)
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("suite", ("swuggy", "storycloze", "salmon"))
+def test_tables_of_spreadsheets_and_other_suffixes(suite, tmp_path):
+    data = str(write_sets(tmp_path, noise_pairs(2))[suite])
+    plain = pairs.LAYOUTS[suite](data, None)
+    for path in tmp_path.rglob("*_*.wav"):
+        path.rename(path.with_suffix(".WAV"))
+    for path in tmp_path.rglob("n*.wav"):
+        path.rename(path.with_suffix(".flac"))
+    for path in tmp_path.rglob("gold.csv"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    found = pairs.LAYOUTS[suite](data, None)
+    names = lambda trials: [(trial.pair, trial.subsets, trial.right.id, trial.wrong.id) for trial in trials]
+    assert names(found) == names(plain)
+    assert found[0].wrong.path.suffix == (".flac" if suite == "swuggy" else ".WAV") and found[0].wrong.path.exists()
+
+
+def test_names_that_are_not_text(capsys, bundle_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(statistics, "RESAMPLINGS", 50)
+    folder = os.fsencode(write_sets(tmp_path, noise_pairs(1))["storycloze"] / "first")
+    for kind in (b"correct", b"incorrect"):
+        os.rename(folder + b"/0_" + kind + b".wav", folder + b"/caf\xe9_" + kind + b".wav")
+    status, *_, error = evaluate(capsys, "storycloze", bundle_folder, os.fsdecode(folder), tmp_path / "out")
+    assert status == 0, error
+    assert (tmp_path / "out" / "scores_sum.txt").read_bytes().startswith(b"caf\xe9_correct ")
+    assert b"caf\xe9" in (tmp_path / "out" / "report.html").read_bytes()
 
 
 def test_refuses(capsys, bundle_folder, sets, tmp_path):
