@@ -17,6 +17,16 @@ from audiolm_jax.progress import report
 
 Entry = dict[str, Any]
 QUICKSTART_AUDIO = ("continuations", "acoustic", "unconditional")
+# What `generation.json` says of a file, as far as it is needed here.
+FIELDS: dict[str, tuple[type, ...]] = {
+    "path": (str,),
+    "mode": (str,),
+    "prompt": (str, type(None)),
+    "prompt_seconds": (int, float),
+    "seconds": (int, float),
+    "ended": (bool,),
+    "sample_rate": (int,),
+}
 RUNS = "folders that `audiolm generate`, `audiolm evaluate` or `audiolm quickstart` wrote"
 
 
@@ -85,7 +95,7 @@ def _read(path: str) -> Run:
         if "generation" in results:
             entries = [entry for name in QUICKSTART_AUDIO for entry in _generated(folder / name)]
             return Run(path, entries, results)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError("nothing to compare", path, f"give {RUNS}") from error
     raise UserError("nothing to compare", path, f"give {RUNS}")
 
@@ -96,14 +106,23 @@ def _read(path: str) -> Run:
 def _generated(folder: pathlib.Path) -> list[Entry]:
     """What `generation.json` says of each file, with its samples, `wave_W`."""
     try:
-        entries = json.loads((folder / "generation.json").read_text())
-        rates = [entry["sample_rate"] for entry in entries]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        entries = [_checked(entry) for entry in json.loads((folder / "generation.json").read_text())]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError("no generated audio", folder, f"give {RUNS}") from error
     return [
-        {**entry, "path": str(folder / entry["path"]), "wave_W": audio.read(folder / entry["path"], rate)}
-        for entry, rate in zip(entries, rates, strict=True)
+        {**entry, "path": str(path), "wave_W": audio.read(path, entry["sample_rate"])}
+        for entry in entries
+        for path in [folder / entry["path"]]
     ]
+
+
+def _checked(entry: Any) -> Entry:
+    """It, where all that is needed is there and of the right type; another exception than UserError otherwise."""
+    given = entry.get("prompt_stretches", [audio.WHOLE])
+    stretches = [(float(start), None if end is None else float(end)) for start, end in given]
+    if not all(isinstance(entry[name], kinds) for name, kinds in FIELDS.items()) or entry["sample_rate"] < 1:
+        raise ValueError
+    return {**entry, "prompt_stretches": stretches}
 
 
 def _page_of_audio(runs: Sequence[Run]) -> str:
@@ -132,7 +151,7 @@ def _by_recording(entries: Sequence[Entry]) -> dict[Prompt | None, list[Entry]]:
         if path is not None:
             if pathlib.Path(path).is_file():
                 path = names.setdefault(files.sha256(path), path)
-            prompt = Prompt(path, tuple(map(tuple, entry.get("prompt_stretches", [audio.WHOLE]))))
+            prompt = Prompt(path, tuple(entry["prompt_stretches"]))
         found.setdefault(prompt, []).append(entry)
     return found
 
@@ -185,6 +204,9 @@ def _digits(value: float | None) -> str:
 
 
 def _estimates(results: Mapping[str, Any]) -> dict[str, Estimate]:
+    """Those of a results.json, or another exception than UserError where it is damaged."""
+    if not all(isinstance(value, int | float) for found in results["metrics"].values() for value in found.values()):
+        raise ValueError
     return {name: Estimate(**found) for name, found in results["metrics"].items()}
 
 
@@ -198,7 +220,7 @@ def _page_of_figures(runs: Sequence[Run]) -> str:
     warnings = _differences(results)
     for warning in warnings:
         report(f"warning: {warning}")
-    notes = [f"{path}: {note}" for path, found in results.items() for note in found.get("notes", ())]
+    notes = [f"{path}: {note}" for path, found in results.items() for note in found.get("notes") or ()]
     page = render(
         "Evaluations, side by side",
         f"{len(runs)} runs.",
@@ -215,7 +237,7 @@ def _differences(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What of the runs should be alike, for their metrics to be compared, and is not."""
     warnings = []
     for field, title in (("suite", "suites"), ("seed", "seeds"), ("data_fingerprint", "data")):
-        values = {path: found.get(field) for path, found in results.items()}
+        values = {path: str(found.get(field)) for path, found in results.items()}
         if len(set(values.values())) > 1:
             told = ", ".join(f"{value} in {path}" for path, value in values.items())
             warnings.append(f"the {title} differ: {told}")

@@ -183,3 +183,25 @@ def test_refuses(tmp_path, capsys):
         error = capsys.readouterr().err
         assert error.splitlines()[-1].startswith(f"error: {message}"), error
         assert not (tmp_path / "page").exists()
+
+
+def test_damaged_runs(tmp_path, capsys):
+    made = write_run(tmp_path / "made", [None], -20, np.random.default_rng())
+    (entry,) = json.loads((tmp_path / "made" / "generation.json").read_text())
+    found = {"suite": "codec", "metrics": {"m": {"value": 1.0, "low": 0.5, "high": 2.0, "count": 3}}}
+    damaged = [
+        *({name: entry[name] for name in entry if name != lacking} for lacking in ("path", "mode", "prompt", "ended")),
+        *({**entry, name: "x"} for name in ("prompt_seconds", "seconds", "sample_rate", "prompt_stretches")),
+        *({**entry, "prompt_stretches": stretches} for stretches in ([[1]], [["x", 1]], 5)),
+        {**entry, "sample_rate": 0},
+        "x",
+    ]
+    for one in damaged:
+        (tmp_path / "made" / "generation.json").write_text(json.dumps([one]))
+        assert run(made, f"--output={tmp_path / 'page'}") == 2, one
+        assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: no generated audio: {made}; ")
+    (tmp_path / "made" / "generation.json").unlink()
+    for metrics in ([1], None, {"m": 1}, {"m": {"value": None, "low": 0, "high": 1, "count": 1}}):
+        (tmp_path / "made" / "results.json").write_text(json.dumps({**found, "metrics": metrics}))
+        assert run(made, f"--output={tmp_path / 'page'}") == 2, metrics
+        assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: nothing to compare: {made}; ")
