@@ -104,6 +104,8 @@ def test_python_m_is_the_same_command():
             ("generate", "--bundle=x", "--mode=continuation", "--output=y", "--prompt=z", "--seed=x"),
             "invalid int value",
         ),
+        (("evaluate", "--suite=fad", "--output=y", "--seed=-1"), "argument --seed: must be 0 or more"),
+        (("inspect", "x", "--output=y", f"--seed={2**63}"), "argument --seed: must be 0 or more and less than 2^63"),
         (("bundle", "--codec=a", "--chorus=b"), "required"),
         (("train", "--config=soundstream_tiny", "--workdir=w", "--banana"), "unknown argument: --banana"),
         (("train", "--config=soundstream_tyny", "--workdir=w"), "unknown config: soundstream_tyny; did you mean"),

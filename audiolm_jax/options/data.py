@@ -3,7 +3,7 @@
 import pathlib
 
 from audiolm_jax.errors import UserError
-from audiolm_jax.options.strings import split
+from audiolm_jax.options.strings import seed, split
 
 
 def add_commands(command):
@@ -190,7 +190,7 @@ def _add_inspect(command):
     added.add_argument("dataset", metavar="DATASET", help="made by `audiolm tokenize`")
     added.add_argument("--codec", metavar="DIR", help="the codec that made the tokens: workdir, checkpoint or export")
     added.add_argument("--num_examples", type=int, default=5, metavar="n", help="records to decode (default: 5)")
-    added.add_argument("--seed", type=int, default=0, help="of the choice of examples (default: 0)")
+    added.add_argument("--seed", type=seed, default=0, help="of the choice of examples (default: 0)")
     added.add_argument("--output", required=True, metavar="DIR", help="new folder of the results")
 
 

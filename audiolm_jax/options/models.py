@@ -1,5 +1,7 @@
 """Options of the commands that use models: encode, decode, convert, bundle, generate, compare, evaluate."""
 
+from audiolm_jax.options.strings import seed
+
 STAGES = ("semantic", "coarse", "fine")
 
 
@@ -225,7 +227,7 @@ def _add_evaluate(command):
     added.add_argument("--suite", required=True, metavar="NAME", help="one of the above")
     _add_what_is_measured(added)
     _add_how_it_generates(added)
-    added.add_argument("--seed", type=int, default=0, help="of all sampling and of the bootstrap (default: 0)")
+    added.add_argument("--seed", type=seed, default=0, help="of all sampling and of the bootstrap (default: 0)")
     added.add_argument("--output", required=True, metavar="DIR", help="new folder of the results")
 
 
