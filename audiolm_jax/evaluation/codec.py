@@ -142,6 +142,8 @@ def evaluate_codec(request: Request, journal: Journal) -> Findings:
     panel, notes = judges.choose(request.judges)
     if missing := opus.missing():
         notes.append(f"Opus: not measured, {missing}")
+    for note in notes:
+        report(note)
     chosen = manifest.of_split(manifest.read_manifest(data), request.split)
     usable, seconds = manifest.usable(chosen, report)
     measured: dict[str, Measured] = {}
@@ -215,7 +217,7 @@ def _page(
         "Codec: rate and quality",
         introduction,
         [_quality_table(systems, metrics, panel), _perplexity_table(codec, measured, metrics)],
-        [_rate_plot(systems, metrics, name, judge) for name, judge in panel.items()],
+        [plot for name, judge in panel.items() if (plot := _rate_plot(systems, metrics, name, judge)).series],
         [Group(name, "", _clips(one, codec)) for name, one in measured.items() if one.clips],
         notes=notes,
     )

@@ -7,6 +7,7 @@ Shape suffixes: W waveform samples, N notes, P pitch classes.
 """
 
 import functools
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -60,8 +61,10 @@ def evaluate_piano(request: Request, journal: Journal) -> Findings:
     model = bundle.load_bundle(folder)
     prompt_seconds = PROMPT_SECONDS if request.prompt_seconds is None else request.prompt_seconds
     seconds = SECONDS if request.seconds is None else request.seconds
-    recordings.check_prompt(model, prompt_seconds)
-    found, notes = recordings.of_length(data, request.split, prompt_seconds + seconds)
+    recordings.check_prompt(model, prompt_seconds, seconds)
+    shortest = max(prompt_seconds + seconds, request.min_seconds or 0.0)
+    longest = math.inf if request.max_seconds is None else request.max_seconds
+    found, notes = recordings.of_length(data, request.split, shortest, longest)
     found = [recording.crop(0.0, prompt_seconds + seconds) for recording in found]
     others = _other_pieces(found, request.seed)
     transcribe = chosen[transcribers.KIND][1].start()

@@ -42,8 +42,13 @@ def of_length(
     return kept, notes
 
 
-def check_prompt(model: AudioLM, prompt_seconds: float):
-    """Raises a UserError for a prompt that is shorter than a token, or leaves no room in a stage's training crop."""
+def check_prompt(model: AudioLM, prompt_seconds: float, seconds: float):
+    """Raises a UserError where a prompt cannot be continued by so many seconds.
+
+    It is shorter than a token, or leaves no room in a stage's training crop, or nothing is to follow.
+    """
+    if not 0 < seconds < math.inf:
+        raise UserError("no length of new audio", f"--seconds={seconds:g}", "give more than 0")
     where = f"--prompt_seconds={prompt_seconds:g}"
     shortest = 1 / (model.stages["semantic"].stage.semantic_rate if "semantic" in model.stages else 1)
     if not shortest <= prompt_seconds < math.inf:

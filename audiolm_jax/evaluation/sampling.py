@@ -26,6 +26,7 @@ from audiolm_jax.evaluation.suites import Findings, Request
 from audiolm_jax.generate import AudioLM, Generation
 from audiolm_jax.lm.sampling import Sampling
 from audiolm_jax.lm.stages import run_starts
+from audiolm_jax.progress import report
 
 KINDS = {quality.KIND: quality.QUALITY, speakers.KIND: speakers.EMBEDDERS}
 TEMPERATURES = (0.4, 0.6, 0.8, 1.0, 1.2)
@@ -101,19 +102,22 @@ def evaluate_sampling(request: Request, journal: Journal) -> Findings:
         )
     ]
     chosen, notes = adapters.choose(request.judges, KINDS)
+    for note in notes:
+        report(note)
     model = bundle.load_bundle(folder)
     for stage in request.stages:
         if stage not in model.stages:
             raise UserError("the bundle has no such stage", f"--stage={stage}", f"use one of {', '.join(model.stages)}")
     prompt_seconds = PROMPT_SECONDS if request.prompt_seconds is None else request.prompt_seconds
-    recordings.check_prompt(model, prompt_seconds)
+    seconds = SECONDS if request.seconds is None else request.seconds
+    recordings.check_prompt(model, prompt_seconds, seconds)
     shortest = max(prompt_seconds, MIN_SECONDS if request.min_seconds is None else request.min_seconds)
     longest = MAX_SECONDS if request.max_seconds is None else request.max_seconds
     found, left_out = recordings.of_length(data, request.split, shortest, longest)
     judges = {kind: adapter.start() for kind, (_, adapter) in chosen.items()}
     protocol = Protocol(
         prompt_seconds,
-        SECONDS if request.seconds is None else request.seconds,
+        seconds,
         request.num_samples,
         request.seed,
         request.stages or tuple(model.stages),

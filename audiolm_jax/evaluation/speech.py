@@ -26,6 +26,7 @@ from audiolm_jax.evaluation.report import GENERATED, ORIGINAL, RECONSTRUCTION, C
 from audiolm_jax.evaluation.statistics import Estimate, shown
 from audiolm_jax.evaluation.suites import Findings, Request
 from audiolm_jax.generate import AudioLM
+from audiolm_jax.progress import report
 
 KINDS = {
     recognizers.KIND: recognizers.RECOGNIZERS,
@@ -91,9 +92,6 @@ class Protocol:
 
 def evaluate_acoustic(request: Request, journal: Journal) -> Findings:
     """The suite `acoustic`: recordings again from their semantic tokens: are the words there still, is the voice?"""
-    for name in ("prompt_seconds", "seconds"):
-        if getattr(request, name) is not None:
-            raise UserError(f"--{name} is refused", "suite acoustic", "leave it out: whole recordings are generated")
     return _evaluate(request, journal, Protocol(0.0, 0.0, request.num_samples, request.seed))
 
 
@@ -109,9 +107,12 @@ def _evaluate(request: Request, journal: Journal, protocol: Protocol) -> Finding
     if protocol.num_samples < 1:
         raise UserError("must be 1 or more", f"--num_samples={protocol.num_samples}", "change it")
     chosen, notes = adapters.choose(request.judges, KINDS)
+    for note in notes:
+        report(note)
     shortest = MIN_SECONDS if request.min_seconds is None else request.min_seconds
     longest = MAX_SECONDS if request.max_seconds is None else request.max_seconds
-    if protocol.prompt_seconds >= shortest:
+    continues = request.suite == "continuation"
+    if continues and protocol.prompt_seconds >= shortest:
         raise UserError(
             "the shortest recordings end with the prompt",
             f"--prompt_seconds={protocol.prompt_seconds:g} --min_seconds={shortest:g}",
@@ -120,8 +121,10 @@ def _evaluate(request: Request, journal: Journal, protocol: Protocol) -> Finding
     model = bundle.load_bundle(folder)
     if "semantic" not in model.stages:
         raise UserError("the bundle has no semantic stage", folder, "choose a bundle with one")
-    if protocol.prompt_seconds:
-        recordings.check_prompt(model, protocol.prompt_seconds)
+    if continues:
+        recordings.check_prompt(model, protocol.prompt_seconds, protocol.seconds)
+    else:
+        shortest = max(shortest, 1 / model.stages["semantic"].stage.semantic_rate)
     found, left_out = recordings.of_length(data, request.split, shortest, longest)
     judges = {kind: adapter.start() for kind, (_, adapter) in chosen.items()}
     classifier, about_labels = _classifier(request.classifier, found)

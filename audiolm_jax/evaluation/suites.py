@@ -5,6 +5,7 @@ import functools
 import hashlib
 import importlib
 import json
+import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,18 @@ SUITES = {
     "fad": ("audiolm_jax.evaluation.frechet", "evaluate_frechet"),
     "detector": ("audiolm_jax.evaluation.classification", "evaluate_detector"),
     "speaker": ("audiolm_jax.evaluation.classification", "evaluate_speaker"),
+}
+# Options that some suites know, by their fields of a Request: the name on the command line, and those suites.
+CONTINUING = ("continuation", "sampling", "piano")
+OPTIONS_OF = {
+    "layers": ("layer", ("abx", "fad")),
+    "frame_rate": ("frame_rate", ("abx",)),
+    "generated": ("generated", ("fad",)),
+    **{name: (name, CONTINUING) for name in ("prompt_seconds", "seconds")},
+    **{name: (name, ("acoustic", *CONTINUING)) for name in ("min_seconds", "max_seconds")},
+    "stages": ("stage", ("sampling",)),
+    "temperatures": ("temperature", ("sampling",)),
+    **{name: (name, ("sampling",)) for name in ("top_k", "top_p")},
 }
 
 
@@ -67,6 +80,13 @@ class Request:
             raise UserError(f"suite {self.suite} needs --{name}", "arguments", "see `audiolm evaluate --help`")
         return value
 
+    def refuse_options_of_others(self):
+        """Raises a UserError for an option that another suite has: it would do nothing, and stand in the results."""
+        for field, (name, suites) in OPTIONS_OF.items():
+            if self.suite not in suites and getattr(self, field) not in (None, [], ()):
+                what_to_do = f"leave it out, it is for {', '.join(suites)}"
+                raise UserError(f"--{name} is refused", f"suite {self.suite}", what_to_do)
+
     @functools.cached_property
     def parts(self) -> dict[str, tuple[str, dict[str, Any]]]:
         """Fingerprint and configuration of the parts under test: by role, semantic tokenizers by their folders' names.
@@ -89,8 +109,9 @@ class Request:
         return {name: fingerprint for name, (fingerprint, _) in self.parts.items()}
 
     def settings(self) -> dict[str, Any]:
-        """The options but for the output."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name != "output"}
+        """The options but for the output; JSON has no infinity, as which --max_seconds may be given."""
+        given = {name: value for name, value in dataclasses.asdict(self).items() if name != "output"}
+        return {name: str(value) if value in (math.inf, -math.inf) else value for name, value in given.items()}
 
     def identity(self) -> dict[str, Any]:
         """All that the results depend on: options, parts, and the names, sizes and times of the files of the data."""
@@ -142,10 +163,12 @@ def evaluate(request: Request):
     """Runs a suite and writes its findings into a new folder; goes on where a run of the same request was stopped.
 
     Raises:
-      UserError: an unknown suite, an option that it needs and lacks, an output that exists, or whatever the suite says.
+      UserError: an unknown suite, an option that it needs and lacks or does not know, an output that exists, or
+        whatever the suite says.
     """
     if request.suite not in SUITES:
         raise UserError("unknown suite", f"--suite={request.suite}", f"use one of {', '.join(SUITES)}")
+    request.refuse_options_of_others()
     module, function = SUITES[request.suite]
     measure = getattr(importlib.import_module(module), function)
     files.refuse_existing(request.output)

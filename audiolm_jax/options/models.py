@@ -275,8 +275,8 @@ def _add_how_it_generates(added):
     for name, text in (
         ("prompt_seconds", "of each recording's beginning (default: 3, piano 4)"),
         ("seconds", "of new audio (default: 7, piano 16)"),
-        ("min_seconds", "leave out shorter recordings (default: the paper's 4)"),
-        ("max_seconds", "leave out longer recordings (default: the paper's 10)"),
+        ("min_seconds", "leave out shorter recordings (default: the paper's 4, piano both together)"),
+        ("max_seconds", "leave out longer recordings (default: the paper's 10, piano none)"),
     ):
         added.add_argument(f"--{name}", type=float, metavar="s", help=text)
     added.add_argument("--num_samples", type=int, default=3, metavar="n", help="generations each (default: 3)")

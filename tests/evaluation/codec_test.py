@@ -129,6 +129,10 @@ def test_what_cannot_be_read_or_judged_is_said(capsys, folder, tmp_path):
     assert "SI-SDR, dB: no score for 1 of 2 recordings, too short or silent" in results["notes"]
     assert results["metrics"]["codec_3.si_sdr"]["count"] == 1
     assert results["metrics"]["codec_3.kilobits"]["count"] == 2
+    # Of silence alone there is nothing to draw.
+    status, *_, error = evaluate(capsys, folder, mixed / "silence.wav", tmp_path / "silent", "--judge=si_sdr")
+    assert status == 0 and "Warning" not in error
+    assert 'alt="Curve' not in (tmp_path / "silent" / "report.html").read_text()
 
 
 def test_refuses(capsys, folder, recordings, bundle_folder, tmp_path):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import types
 
 import jiwer
@@ -15,6 +16,7 @@ from audiolm_jax.errors import UserError
 from audiolm_jax.evaluation import piano, sampling, statistics, transcribers
 from audiolm_jax.evaluation.adapters import Adapter
 from audiolm_jax.evaluation.suites import Request, evaluate
+from audiolm_jax.generate import AudioLM
 from tests.evaluation import fakes
 
 RATE, PROMPT = 16_000, 0.5
@@ -47,7 +49,7 @@ def measure(bundle_folder, data, output, suite, **settings):
     """The results of a suite."""
     settings = {"min_seconds": 0.7, "num_samples": 2, **settings}
     evaluate(Request(suite, str(output), bundle=str(bundle_folder), data=str(data), **settings))
-    return json.loads((output / "results.json").read_text())
+    return json.loads((output / "results.json").read_text(), parse_constant=pytest.fail)
 
 
 def waves(data):
@@ -178,7 +180,9 @@ def test_diversity():
 
 
 def test_piano(model, bundle_folder, data, tmp_path):
-    results = measure(bundle_folder, data, tmp_path / "out", "piano", prompt_seconds=0.4, seconds=0.4, seed=5)
+    settings = dict(prompt_seconds=0.4, seconds=0.4, seed=5, max_seconds=math.inf)
+    results = measure(bundle_folder, data, tmp_path / "out", "piano", **settings)
+    assert results["settings"]["max_seconds"] == "inf"
     found = {name: one["value"] for name, one in results["metrics"].items()}
     pieces = [wave_W[: round(0.8 * RATE)] for wave_W in waves(data)]
     size = round(0.4 * RATE)
@@ -209,10 +213,19 @@ def test_bad_input(bundle_folder, data, tmp_path, monkeypatch):
     fails("no recording fits", prompt_seconds=0.65, max_seconds=0.71)
     fails("the shortest recordings end with the prompt", prompt_seconds=3.0)
     fails("prompt shorter than a token", prompt_seconds=0.01)
+    fails("prompt shorter than a token", prompt_seconds=0.0)
+    fails("no recording fits: none lasts 0.04 to 0.01 s", "acoustic", min_seconds=0.0, max_seconds=0.01)
+    monkeypatch.setattr(AudioLM, "generate", lambda *_, **__: pytest.fail("generated something"))
+    for suite, seconds in itertools.product(("continuation", "sampling", "piano"), (0.0, -1.0, math.inf, math.nan)):
+        fails("no length of new audio", suite, prompt_seconds=0.4, seconds=seconds)
+    fails("no recording fits: none lasts 1.5 s", "piano", prompt_seconds=0.4, seconds=0.4, min_seconds=1.5)
     fails("prompt longer than the model's window: the coarse stage sees 2 s", "sampling", prompt_seconds=2.5)
     fails("prompt longer than the model's window", "piano", prompt_seconds=2.0)
     fails("no recordings of this split", "acoustic", split="test")
-    fails("--seconds is refused", "acoustic", seconds=1.0)
+    fails("--seconds is refused: suite acoustic; leave it out, it is for continuation", "acoustic", seconds=1.0)
+    fails("--temperature is refused: suite continuation; leave it out, it is for sampling", temperatures=[0.5])
+    fails("--stage is refused", "piano", stages=["coarse"])
+    fails("--generated is refused", "acoustic", generated=["x"])
     fails("unknown judge: --judge=pesq", judges=["pesq"])
     with pytest.raises(UserError, match="not a bundle"):
         evaluate(Request("acoustic", str(tmp_path / "out"), bundle=str(tmp_path), data=str(data)))
