@@ -112,7 +112,8 @@ def _read(run: pathlib.Path, recordings: Mapping[tuple[str, Stretches], Recordin
                 raise UserError(f"prompt is not among the recordings: {entry['prompt']}", run, "give them as --input")
             name = f"{run.resolve().name}/{pathlib.Path(entry['path']).stem}"
             path = run / entry["path"]
-            yield _Generated(name, entry["mode"], path, prompt, entry["prompt_seconds"], entry["seconds"])
+            lengths = float(entry["prompt_seconds"]), float(entry["seconds"])
+            yield _Generated(name, entry["mode"], path, prompt, *lengths)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError("no generated audio", run, "give folders that `audiolm generate` wrote") from error
 

@@ -282,8 +282,10 @@ def test_suites_refuse(capsys, detector, recordings, pairs, runs, bundle_folder,
     other = write_run(tmp_path / "other", recordings, "unconditional", 0.0, 1.0)
     slower = write_run(tmp_path / "slower", recordings, "acoustic", 0.0, 1.0, sample_rate=8000)
     brief = write_run(tmp_path / "brief", recordings, "acoustic", 0.0, 0.5)
+    damaged = write_run(tmp_path / "damaged", recordings, "acoustic", 0.0, 1.0, seconds=None)
     for some, given, message in (
         ([other], recordings, "generated audio of mode unconditional"),
+        ([damaged], recordings, "no generated audio"),
         ([slower], recordings, "generated audio of another sample rate: 8000 Hz, the codec's 16000 Hz"),
         ([brief], recordings, "no pair of 1 s or more"),
         ([recordings], recordings, "no generated audio"),
