@@ -50,7 +50,7 @@ def check_prompt(model: AudioLM, prompt_seconds: float, seconds: float):
     if not 0 < seconds < math.inf:
         raise UserError("no length of new audio", f"--seconds={seconds:g}", "give more than 0")
     where = f"--prompt_seconds={prompt_seconds:g}"
-    shortest = 1 / (model.stages["semantic"].stage.semantic_rate if "semantic" in model.stages else 1)
+    shortest = 1 / model.stages["coarse"].stage.semantic_rate
     if not shortest <= prompt_seconds < math.inf:
         raise UserError("prompt shorter than a token", where, f"give at least {shortest:g}")
     for name in ("semantic", "coarse"):

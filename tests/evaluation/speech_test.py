@@ -13,7 +13,7 @@ import soundfile
 
 from audiolm_jax import audio, bundle
 from audiolm_jax.errors import UserError
-from audiolm_jax.evaluation import piano, sampling, statistics, transcribers
+from audiolm_jax.evaluation import piano, recordings, sampling, statistics, transcribers
 from audiolm_jax.evaluation.adapters import Adapter
 from audiolm_jax.evaluation.suites import Request, evaluate
 from audiolm_jax.generate import AudioLM
@@ -235,3 +235,11 @@ def test_bad_input(bundle_folder, data, tmp_path, monkeypatch):
     fails("nobody to transcribe: no module no_such_module: suite piano; pip install it", "piano", prompt_seconds=0.4)
     fails("diversity needs several continuations", "sampling", num_samples=1)
     assert not (tmp_path / "out").exists()
+
+
+def test_prompts_of_a_bundle_without_a_semantic_stage():
+    stage = types.SimpleNamespace(semantic_rate=25, crop_seconds=2.0)
+    acoustic_only = types.SimpleNamespace(stages={"coarse": types.SimpleNamespace(stage=stage)})
+    recordings.check_prompt(acoustic_only, 0.04, 1.0)
+    with pytest.raises(UserError, match=r"prompt shorter than a token: .*; give at least 0\.04"):
+        recordings.check_prompt(acoustic_only, 0.03, 1.0)
