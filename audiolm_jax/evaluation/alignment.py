@@ -62,12 +62,16 @@ def read_alignment(path: str | pathlib.Path) -> list[Segment]:
       UserError: a missing column, a line that is not of that form, or no phones.
     """
     path = pathlib.Path(path)
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
-        if missing:
-            raise UserError(f"no column {missing[0]}", path, f"begin with a header: {' '.join(COLUMNS)}, by tabs")
-        segments = [_segment(row, f"{path} line {number}") for number, row in enumerate(rows, 2)]
+    try:
+        # Whoever wrote it with a spreadsheet may have given it a byte order mark.
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
+            if missing:
+                raise UserError(f"no column {missing[0]}", path, f"begin with a header: {' '.join(COLUMNS)}, by tabs")
+            segments = [_segment(row, f"{path} line {number}") for number, row in enumerate(rows, 2)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"alignment cannot be read ({error})", path, "write it in UTF-8, separated by tabs") from error
     if not segments:
         raise UserError("no phones", path, "write a phone a line")
     return sorted(segments, key=lambda segment: (segment.file, segment.onset))

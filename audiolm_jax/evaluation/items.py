@@ -102,7 +102,11 @@ def read_items(path: str | pathlib.Path) -> Items:
     """
     path = pathlib.Path(path)
     items = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()[1:], 2):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError("item file not in UTF-8", path, "write it in UTF-8") from error
+    for number, line in enumerate(lines[1:], 2):
         if not line.strip():
             continue
         try:

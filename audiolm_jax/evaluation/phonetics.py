@@ -190,8 +190,8 @@ def _encoders(folders: Sequence[str], layers: Sequence[int], frame_rate: float |
             if not 0 <= layer <= model.num_layers:
                 raise UserError("no such layer", f"--layer={layer} of {folder}", f"choose 0 to {model.num_layers}")
         with_clusters = [] if model.clusters is None else [model.clusters["layer"]]
-        passes = (frame_rate or model.frame_rate) / model.frame_rate
-        if passes < 1 or passes != round(passes):
+        passes = (model.frame_rate if frame_rate is None else frame_rate) / model.frame_rate
+        if not 1 <= passes < math.inf or passes != round(passes):
             where = f"--frame_rate={frame_rate:g} of {folder}"
             raise UserError("not a multiple of the encoder's frame rate", where, f"it has {model.frame_rate:g} Hz")
         chosen = sorted({*layers, *with_clusters}) if layers else list(own)

@@ -163,12 +163,24 @@ def test_refuses(capsys, bundle_folder, data, tmp_path):
     broken = tmp_path / "broken.tsv"
     lone = tmp_path / "lone.item"
     lone.write_text("#header\nnowhere 0.1 0.2 a b c s\n")
+    latin = tmp_path / "latin.item"
+    latin.write_bytes(b"#header\ncaf\xe9 0.1 0.2 a b c s\n")
     for folders, path, arguments, message in (
         ([folder], empty, (), "no items"),
         ([folder], tmp_path / "nowhere", (), "no items"),
         ([folder], lone, (), "recording is not there: nowhere"),
         ([folder], data, ("--layer=9",), "no such layer: --layer=9"),
         ([folder], data, ("--frame_rate=30",), "not a multiple of the encoder's frame rate: --frame_rate=30"),
+        *(
+            (
+                [folder],
+                data,
+                (f"--frame_rate={rate}",),
+                f"not a multiple of the encoder's frame rate: --frame_rate={rate}",
+            )
+            for rate in ("0", "inf", "nan")
+        ),
+        ([folder], latin, (), "item file not in UTF-8"),
         ([folder, folder], data, (), "two parts of one name"),
         ([bundle_folder / "codec"], data, (), "not a semantic tokenizer"),
     ):
@@ -183,6 +195,11 @@ def test_refuses(capsys, bundle_folder, data, tmp_path):
         broken.write_text(text)
         with pytest.raises(UserError, match=message):
             alignment.read_alignment(broken)
+    broken.write_bytes(b"path\tonset\toffset\tphone\ncaf\xe9.wav\t0\t1\ta\n")
+    with pytest.raises(UserError, match="alignment cannot be read"):
+        alignment.read_alignment(broken)
+    broken.write_text("\ufeffpath\tonset\toffset\tphone\nf.wav\t0\t1\ta\n")
+    assert [segment.phone for segment in alignment.read_alignment(broken)] == ["a"]
     result = run(capsys, "evaluate", "--suite=abx", f"--data={data}", f"--output={output}")
     assert_user_error(result, "suite abx needs --semantic_tokenizer")
     assert not output.exists()
