@@ -24,6 +24,7 @@ SAMPLE_RATE = 16_000
 EMBEDDING_SECONDS = 1.0
 RESAMPLINGS = 100
 HEARD, HEARD_SECONDS = 2, 10.0
+HALVES = "reference_halves"  # A metric beside those of the folders.
 
 Embed = Callable[[np.ndarray, int], np.ndarray | None]
 
@@ -81,6 +82,8 @@ EMBEDDINGS = {
 def _of_encoder(folder: str, layers: Sequence[int]) -> Embed:
     """Means over seconds of an encoder's hidden states: [N, D], at least one."""
     encoder = bundle.load_semantic_tokenizer(folder)
+    if layers and not 0 <= layers[0] <= encoder.num_layers:
+        raise UserError("no such layer", f"--layer={layers[0]} of {folder}", f"choose 0 to {encoder.num_layers}")
     rate = round(EMBEDDING_SECONDS * encoder.frame_rate)
 
     def embed(wave_W: np.ndarray, sample_rate: int) -> np.ndarray | None:
@@ -100,7 +103,7 @@ def evaluate_frechet(request: Request, journal: Journal) -> Findings:
     Raises:
       UserError: an option that is missing, nothing to embed with, a set without a recording that can be used.
     """
-    reference, folders = request.need("data"), request.need("generated")
+    reference, folders = request.need("data"), list(dict.fromkeys(request.need("generated")))
     title, embed = _embedding(request)
     sets: dict[str, list[np.ndarray]] = {}
     notes: list[str] = []
@@ -121,7 +124,7 @@ def evaluate_frechet(request: Request, journal: Journal) -> Findings:
     metrics = {_name(folder, folders): estimate(sets[reference], sets[folder], request.seed) for folder in folders}
     first, second = _halves(sets[reference], request.seed)
     if second:
-        metrics["reference_halves"] = estimate(first, second, request.seed)
+        metrics[HALVES] = estimate(first, second, request.seed)
     else:
         notes.append("one reference recording has no halves to compare")
     return Findings(metrics, notes, _page(request, title, metrics, notes, heard))
@@ -190,7 +193,8 @@ def _halves(group: Sequence[np.ndarray], seed: int) -> tuple[list[np.ndarray], l
 def _name(folder: str, folders: Sequence[str]) -> str:
     """Of a folder's metric: its last part, where that tells them apart."""
     name = folder.rstrip("/").rpartition("/")[2]
-    return name if sum(other.rstrip("/").rpartition("/")[2] == name for other in folders) == 1 else folder
+    others = [HALVES, *(other.rstrip("/").rpartition("/")[2] for other in folders)]
+    return name if others.count(name) == 1 else folder
 
 
 def _page(

@@ -83,12 +83,19 @@ def test_suite(folders, monkeypatch):
     assert "hum" in (folders / "out" / "report.html").read_text()
 
 
+def test_names_of_metrics():
+    folders = ["a/hum", "b/hum", "b/noise/", "runs/reference_halves"]
+    assert [frechet._name(folder, folders) for folder in folders] == ["a/hum", "b/hum", "noise", folders[3]]
+
+
 def test_encoder_and_bad_input(folders, bundle_folder, monkeypatch):
     encoder = str(bundle_folder / "semantic_tokenizer")
     request = dict(data=str(folders / "noise"), generated=[str(folders / "hum")])
     evaluate(Request("fad", str(folders / "out"), semantic_tokenizer=[encoder], layers=[1], **request))
     results = json.loads((folders / "out" / "results.json").read_text())
     assert results["metrics"]["hum"]["count"] == 12 and results["metrics"]["hum"]["value"] > 0
+    with pytest.raises(UserError, match="no such layer: --layer=99"):
+        evaluate(Request("fad", str(folders / "other"), semantic_tokenizer=[encoder], layers=[99], **request))
     monkeypatch.setattr(speakers, "RESEMBLYZER", ())
     absent = Adapter("absent", RATE, lambda: bands, ("no_such_module",), "pip install it")
     monkeypatch.setattr(frechet, "EMBEDDINGS", {"resemblyzer": absent})
