@@ -102,10 +102,15 @@ def test_python_m_is_the_same_command():
         (("generate", "--bundle=x"), "the following arguments are required"),
         (
             ("generate", "--bundle=x", "--mode=continuation", "--output=y", "--prompt=z", "--seed=x"),
-            "invalid int value",
+            "invalid seed value",
         ),
         (("evaluate", "--suite=fad", "--output=y", "--seed=-1"), "argument --seed: must be 0 or more"),
         (("inspect", "x", "--output=y", f"--seed={2**63}"), "argument --seed: must be 0 or more and less than 2^63"),
+        (
+            ("generate", "--bundle=x", "--mode=acoustic", "--output=y", "--seed=-1"),
+            "argument --seed: must be 0 or more",
+        ),
+        (("fit-kmeans", "--encoder=x", "--input=y", "--output=z", f"--seed={2**70}"), "argument --seed: must be 0 or"),
         (("bundle", "--codec=a", "--chorus=b"), "required"),
         (("train", "--config=soundstream_tiny", "--workdir=w", "--banana"), "unknown argument: --banana"),
         (("train", "--config=soundstream_tyny", "--workdir=w"), "unknown config: soundstream_tyny; did you mean"),

@@ -54,7 +54,7 @@ def _add_tokenizing(command):
     added.add_argument("--input", required=True, metavar="PATH", help="folder, recording or .jsonl manifest")
     text = "semantic tokens (the paper: 1024). Several: with commas, or repeated"
     added.add_argument("--num_clusters", required=True, type=_integers, action="extend", metavar="K", help=text)
-    added.add_argument("--seed", type=int, default=0, help="of the k-means++ seeding (default: 0)")
+    added.add_argument("--seed", type=seed, default=0, help="of the k-means++ seeding (default: 0)")
     text = "passes over the frames, at most (default: %(default)s)"
     added.add_argument("--num_iterations", type=int, default=50, metavar="n", help=text)
     text = "stop where a pass lessens the inertia by less than this part of it (default: %(default)s)"

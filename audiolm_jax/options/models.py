@@ -119,7 +119,7 @@ def _add_generate(command):
     added.add_argument("--prompt_seconds", type=float, default=3.0, help="of each prompt (default: 3)")
     added.add_argument("--seconds", type=float, help="of new audio (default: 10); refused in acoustic mode")
     added.add_argument("--num_samples", type=int, default=1, metavar="n", help="for each prompt (default: 1)")
-    added.add_argument("--seed", type=int, default=0, help="the same seed gives the same audio (default: 0)")
+    added.add_argument("--seed", type=seed, default=0, help="the same seed gives the same audio (default: 0)")
     added.add_argument("--ignore_end", action="store_true", help="never stop at a sampled end token")
     added.add_argument(
         "--weights", help="float32, bfloat16 or int8: what each step reads (default: the type trained in)"
