@@ -289,7 +289,10 @@ def _tfds(request: Request) -> Found:
         raise UserError("no dataset of TFDS", request.input, "give the folder with dataset_info.json, of one version")
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(request.input)
+    try:
+        builder = tfds.builder_from_directory(request.input)
+    except Exception as error:  # Whatever TFDS and its parsers of JSON raise.
+        raise UserError(f"dataset's description is damaged ({error})", request.input, "prepare it anew") from error
     feature = dict(builder.info.features.items()).get("audio")
     if not isinstance(feature, tfds.features.Audio) or not feature.sample_rate:
         raise UserError("no `audio` feature with a sample rate", request.input, "give a dataset of recordings")
@@ -323,6 +326,8 @@ def _tfds_entries(builder, sample_rate: int, folder: pathlib.Path) -> Iterator[O
                     known_seconds=seconds,
                 )
                 yield [Entry(recording)]
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _tfds_examples(builder, split: str) -> Iterable[dict[str, Any]]:

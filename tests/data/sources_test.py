@@ -396,7 +396,7 @@ def test_tokenizing_names_the_bad_ones_and_keeps_the_good_ones(tmp_path, poisone
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
-def test_tfds(tmp_path, file_format):
+def test_tfds(tmp_path, file_format, monkeypatch):
     import tensorflow as tf
     import tensorflow_datasets as tfds
     from array_record.python.array_record_module import ArrayRecordWriter
@@ -456,6 +456,20 @@ def test_tfds(tmp_path, file_format):
     (tmp_path / "manifests" / "tfds.jsonl").unlink()
     with pytest.raises(UserError, match="already exists.*tfds.audio"):
         write(tmp_path, "tfds", folder)
+
+    def refuse(stem, *_):
+        raise UserError("samples of more than 16 bits", stem, "scale them")
+
+    monkeypatch.setattr(audio, "write_lossless", refuse)
+    with pytest.raises(UserError, match=r"no recording can be used \(6 left out"):
+        write(tmp_path / "none", "tfds", folder)
+    assert not list((tmp_path / "none").rglob("*.audio"))
+
+
+def test_a_damaged_description_of_tfds_is_told(tmp_path):
+    (tmp_path / "dataset_info.json").write_text("{")
+    with pytest.raises(UserError, match=f"dataset's description is damaged .*: {tmp_path}; prepare it anew"):
+        write(tmp_path / "out", "tfds", tmp_path)
 
 
 @pytest.mark.slow
