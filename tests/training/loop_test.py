@@ -146,8 +146,9 @@ def test_two_runs_in_one_workdir_and_another_config(data, tmp_path):
 
 
 @pytest.mark.parametrize("field", ["input.num_threads", "input.prefetch_batches", "batch_size", "eval_every_steps"])
-def test_numbers_that_cannot_be_are_refused_by_name(tmp_path, field):
-    config = tiny.config_of("coarse", **{field: -1})
+def test_numbers_that_cannot_be_are_refused_by_name(data, tmp_path, field):
+    config = tiny.config_of("soundstream", data_dir=data["recordings"])
+    config.update_from_flattened_dict({field: -1})
     with pytest.raises(UserError, match=f"config.{field}=-1"):
         train(config, str(tmp_path / "w"))
 
