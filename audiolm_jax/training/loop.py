@@ -200,13 +200,17 @@ class _Run:
             last = step == config.num_train_steps or status is not None
             # What stops a run may leave it half a minute: enough to save, not to evaluate.
             evaluate = status is None and (step % config.eval_every_steps == 0 or last)
+            save = last or step % config.checkpoint_every_steps == 0
+            if evaluate or save:
+                # Either waits for the steps that are still under way: their time is theirs, not its own.
+                jax.block_until_ready(state)
             evaluated: dict[str, np.ndarray] = {}
             if evaluate or last or step % config.log_every_steps == 0:
                 log.add(step, metrics)
             if evaluate:
                 with clock.measure("evaluation"):
                     log.extend(evaluated := self.evaluate(state))
-            if last or step % config.checkpoint_every_steps == 0:
+            if save:
                 # The rows up to a checkpoint are on disk before it is: resuming never misses one.
                 log.flush()
                 if writer is not None:

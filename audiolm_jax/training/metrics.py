@@ -148,7 +148,7 @@ class StepLog:
         self._writer, self._watch, self._bar, self._clock = writer, watch, bar, clock
         self._utilization_per_step = utilization_per_step
         self._pending: tuple[int, dict[str, Any]] | None = None
-        self._last = (clock.seconds()["seconds_step"], bar.n)
+        self._last = (_seconds_of_steps(clock.seconds()), bar.n)
 
     def add(self, step: int, metrics: dict[str, Any]):
         self._pending = (step, dict(metrics))
@@ -165,8 +165,8 @@ class StepLog:
         self._pending = None
         values = jax.device_get(metrics)
         timing = self._clock.seconds()
-        elapsed, steps = timing["seconds_step"] - self._last[0], step - self._last[1]
-        self._last = (timing["seconds_step"], step)
+        elapsed, steps = _seconds_of_steps(timing) - self._last[0], step - self._last[1]
+        self._last = (_seconds_of_steps(timing), step)
         timing["steps_per_second"] = steps / max(elapsed, 1e-9)
         if self._utilization_per_step is not None:
             timing["model_flops_utilization"] = self._utilization_per_step * timing["steps_per_second"]
@@ -174,3 +174,8 @@ class StepLog:
             self._writer.write(step, {**values, **self._watch.look(step, values), **timing})
         self._bar.set_postfix(loss=f"{float(values['loss']):.4g}", refresh=False)
         return values
+
+
+def _seconds_of_steps(timing: dict[str, float]) -> float:
+    """Time in which steps could be taken: while data are waited for, devices may work, or idle for want of them."""
+    return timing["seconds_step"] + timing["seconds_data"]

@@ -3,9 +3,12 @@
 import json
 
 import numpy as np
+import pytest
+import tqdm
 
 from audiolm_jax.training import metrics
-from audiolm_jax.training.metrics import FILE, Clock, MetricsWriter, read_metrics
+from audiolm_jax.training.metrics import FILE, Clock, MetricsWriter, StepLog, read_metrics
+from audiolm_jax.training.watch import Watch
 
 
 def test_rows_after_the_restored_step_are_cut(tmp_path):
@@ -37,3 +40,26 @@ def test_goodput_is_the_share_of_time_that_went_into_steps(monkeypatch):
         "seconds_startup": 3.0, "seconds_compile": 5.0, "seconds_data": 1.0, "seconds_checkpoint": 1.0,
         "seconds_evaluation": 0.0, "seconds_step": 10.0, "goodput": 0.5,
     }  # fmt: skip
+
+
+def test_steps_per_second_count_the_wait_for_data_and_no_evaluation(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+    clock = Clock()
+    with MetricsWriter(tmp_path, 0) as writer:
+        log = StepLog(writer, Watch((), (), print), tqdm.tqdm(disable=True), clock, 0.1)
+        for step in range(1, 7):
+            with clock.measure("data"):
+                now[0] += 1.5
+            now[0] += 0.5
+            log.flush()
+            if step % 2 == 0:
+                log.add(step, {"loss": np.float32(1.0)})
+                with clock.measure("evaluation"):
+                    now[0] += 100.0
+        log.flush()
+    rows = read_metrics(tmp_path)
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    # A row is written once the next step is under way, the last one at once.
+    assert [row["steps_per_second"] for row in rows] == pytest.approx([2 / 6.0, 2 / 4.0, 2 / 2.0])
+    assert [row["model_flops_utilization"] for row in rows] == pytest.approx([0.1 / 3, 0.05, 0.1])

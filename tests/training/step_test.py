@@ -280,6 +280,29 @@ def test_utilization_is_model_flops_over_the_devices_peak(data, tmp_path, monkey
         assert 0 < row["goodput"] < 1 and row["seconds_compile"] > 0
 
 
+def test_steps_are_over_before_anything_else_is_timed(data, tmp_path, monkeypatch):
+    ready = []
+    evaluate, save = loop._Run.evaluate, loop.Checkpoints.save
+
+    def note(kind, state):
+        ready.append((kind, all(leaf.is_ready() for leaf in jax.tree.leaves(state))))
+
+    def noted_evaluate(self, state):
+        note("evaluation", state)
+        return evaluate(self, state)
+
+    def noted_save(self, step, state, *arguments):
+        note("checkpoint", state)
+        return save(self, step, state, *arguments)
+
+    monkeypatch.setattr(loop._Run, "evaluate", noted_evaluate)
+    monkeypatch.setattr(loop.Checkpoints, "save", noted_save)
+    # Evaluated first, or saved first.
+    loop.train(train_config(data, eval_every_steps=2, log_every_steps=10), tmp_path)
+    kinds = ("evaluation", "checkpoint", "evaluation", "evaluation", "checkpoint")
+    assert ready == [(kind, True) for kind in kinds]
+
+
 @pytest.mark.parametrize(("start", "count", "expected"), [(3, 2, 1), (5, 100, 1), (0, 0, 0)])
 def test_profiler_window(data, tmp_path, start, count, expected):
     config = train_config(data)
