@@ -164,7 +164,7 @@ class IntervalPlot:
             if name in self.floors:
                 axes.axhline(self.floors[name], color=color, linestyle="--", linewidth=1)
         axes.set(title=self.title, xlabel=self.label)
-        axes.set(xscale="log") if self.logarithmic else axes.set(xlim=(0, None))
+        axes.set(xscale="log") if self.logarithmic else axes.set(xlim=(0, 1.05 * axes.dataLim.xmax))
         axes.legend(frameon=False, fontsize="small")
         return _figure_uri(figure)
 

@@ -5,6 +5,7 @@ Low temperatures repeat what is safe, high ones say anything: where the two meet
 Shape suffixes: B rows, W waveform samples, T tokens, S tokens of another row.
 """
 
+import collections
 import dataclasses
 import functools
 import itertools
@@ -265,26 +266,24 @@ def _table(grid: Sequence[Setting], metrics: Mapping[str, Estimate]) -> Table:
 
 
 def _plots(grid: Sequence[Setting], metrics: Mapping[str, Estimate]) -> list[IntervalPlot]:
-    """For each top-k and top-p every measure over temperature, then each judge's over the distance."""
-    plots = []
-    for (top_k, top_p), group in itertools.groupby(grid, lambda one: (one.sampling.top_k, one.sampling.top_p)):
-        settings = list(group)
-        cut = f"top-k {top_k or 'all'}, top-p {top_p:g}"
-        over: dict[str, list[tuple[float, Estimate]]] = {}
-        against: dict[str, list[tuple[float, Estimate]]] = {}
-        for setting, name in itertools.product(settings, MEASURES):
-            if (found := metrics.get(f"{setting.name}.{name}")) is None:
-                continue
-            over.setdefault(name, []).append((setting.sampling.temperature, found))
-            distance = metrics.get(f"{setting.name}.distance")
-            if name in ("quality", "speaker_similarity") and distance is not None:
-                against.setdefault(name, []).append((distance.value, found))
-        for name, points in over.items():
-            plots.append(IntervalPlot(MEASURES[name], "temperature", {cut: points}, _floor(cut, name, metrics)))
-        for name, points in against.items():
-            label = MEASURES["distance"]
-            plots.append(IntervalPlot(f"{MEASURES[name]}, {cut}", label, {cut: points}, _floor(cut, name, metrics)))
-    return plots
+    """Every measure over temperature, then each judge's over the distance; a line for each top-k and top-p."""
+    over, against = (
+        {name: collections.defaultdict[str, list[tuple[float, Estimate]]](list) for name in MEASURES} for _ in range(2)
+    )
+    for setting, name in itertools.product(grid, MEASURES):
+        if (found := metrics.get(f"{setting.name}.{name}")) is None:
+            continue
+        cut = f"top-k {setting.sampling.top_k or 'all'}, top-p {setting.sampling.top_p:g}"
+        over[name][cut].append((setting.sampling.temperature, found))
+        distance = metrics.get(f"{setting.name}.distance")
+        if name in ("quality", "speaker_similarity") and distance is not None:
+            against[name][cut].append((distance.value, found))
+    return [
+        IntervalPlot(MEASURES[name], label, series, _floor(next(iter(series)), name, metrics))
+        for label, measures in (("temperature", over), (MEASURES["distance"], against))
+        for name, series in measures.items()
+        if series
+    ]
 
 
 def _floor(series: str, name: str, metrics: Mapping[str, Estimate]) -> dict[str, float]:

@@ -15,8 +15,10 @@ from audiolm_jax import audio, bundle
 from audiolm_jax.errors import UserError
 from audiolm_jax.evaluation import piano, recordings, sampling, statistics, transcribers
 from audiolm_jax.evaluation.adapters import Adapter
+from audiolm_jax.evaluation.statistics import Estimate
 from audiolm_jax.evaluation.suites import Request, evaluate
 from audiolm_jax.generate import AudioLM
+from audiolm_jax.lm.sampling import Sampling
 from tests.evaluation import fakes
 
 RATE, PROMPT = 16_000, 0.5
@@ -157,6 +159,21 @@ def test_sampling(model, bundle_folder, data, tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             measure(bundle_folder, data, tmp_path / "other", "sampling", **{**settings, **changes})
+
+
+def test_plots_have_a_line_for_each_cut():
+    grid = [sampling.Setting(Sampling(heat, top_k, 1.0)) for heat in (0.5, 1.0) for top_k in (0, 9)]
+    names = ("quality", "distance", "entropy")
+    metrics = {f"{one.name}.{name}": Estimate(1.0, 0.9, 1.1, 4) for one in grid for name in names}
+    metrics["original.quality"] = Estimate(3.0, 2.9, 3.1, 4)
+    plots = sampling._plots(grid, metrics)
+    assert [plot.label for plot in plots] == ["temperature"] * 3 + [sampling.MEASURES["distance"]]
+    for plot in plots:
+        assert list(plot.series) == ["top-k all, top-p 1", "top-k 9, top-p 1"]
+        assert list(plot.floors.values()) == ([3.0] if plot.title == "quality" else [])
+    temperatures = [[place for place, _ in points] for points in plots[0].series.values()]
+    assert temperatures == [[0.5, 1.0]] * 2
+    assert all(plot.picture_uri().startswith("data:image/") for plot in plots)
 
 
 def test_diversity():
