@@ -94,7 +94,8 @@ def below(folder: pathlib.Path, _above: frozenset[str] = frozenset()) -> Iterato
         return
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.is_dir():
+            # Only a link costs a look at what it leads to, which may be itself.
+            if os.path.isdir(entry) if entry.is_symlink() else entry.is_dir():
                 yield from below(folder / entry.name, _above | {real})
             else:
                 yield folder / entry.name

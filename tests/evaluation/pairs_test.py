@@ -238,7 +238,7 @@ def test_names_that_are_not_text(capsys, bundle_folder, tmp_path, monkeypatch):
         os.rename(folder + b"/0_" + kind + b".wav", folder + b"/caf\xe9_" + kind + b".wav")
     status, *_, error = evaluate(capsys, "storycloze", bundle_folder, os.fsdecode(folder), tmp_path / "out")
     assert status == 0, error
-    assert (tmp_path / "out" / "scores_sum.txt").read_bytes().startswith(b"caf\xe9_correct ")
+    assert (tmp_path / "out" / "scores_sum.txt").read_bytes().startswith(rb"caf\udce9_correct ")
     assert b"caf\xe9" in (tmp_path / "out" / "report.html").read_bytes()
 
 

@@ -66,7 +66,7 @@ def test_continuation(model, bundle_folder, data, tmp_path, monkeypatch):
     )
     part = types.SimpleNamespace(fingerprint=lambda: "of the classifier", config=ml_collections.ConfigDict())
     monkeypatch.setattr(bundle, "load_classifier", lambda folder: ours)
-    monkeypatch.setattr("audiolm_jax.evaluation.suites.read_part", lambda folder: part)
+    monkeypatch.setattr(bundle, "read_classifier", lambda folder: part)
     results = measure(
         bundle_folder,
         data,
