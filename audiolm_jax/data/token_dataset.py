@@ -226,9 +226,9 @@ class _Records(Sequence[dict[str, Any]]):
     """The records of a split, from their bytes; an error in reading names the shard."""
 
     def __init__(
-        self, source: Sequence[bytes], num_quantizers: int, paths: Sequence[pathlib.Path], lengths: Sequence[int]
+        self, source: Sequence[bytes], metadata: TokenMetadata, paths: Sequence[pathlib.Path], lengths: Sequence[int]
     ):
-        self._source, self._num_quantizers, self._paths = source, num_quantizers, paths
+        self._source, self._metadata, self._paths = source, metadata, paths
         self._ends = np.cumsum(lengths)
 
     def __len__(self) -> int:
@@ -242,15 +242,28 @@ class _Records(Sequence[dict[str, Any]]):
             # Of a file that was cut ArrayRecord reads what is gone as empty.
             if not data:
                 raise self._damaged(index, "a record is lost")
-            return parse_record(data, self._num_quantizers)
+            return self._checked(parse_record(data, self._metadata.num_quantizers), index)
         except UserError:
             raise
         except Exception as error:  # Whatever ArrayRecord and the parsing of a record raise.
             raise self._damaged(index, str(error)) from error
 
+    def _checked(self, record: dict[str, Any], index: int) -> dict[str, Any]:
+        """It; a token outside of its vocabulary would pass for one of another kind in a model's sequence."""
+        for name, size in (("semantic", self._metadata.num_clusters), ("acoustic", self._metadata.codebook_size)):
+            # Seen as unsigned, negative tokens are the largest.
+            if record[name].size and (largest := record[name].view(np.uint32).max()) >= size:
+                what = f"{name} token {largest.view(np.int32)} of {size} in record {record['id'].decode()!r}"
+                raise UserError(what, self._path(index), RESTORE)
+        return record
+
+    def _path(self, index: int) -> pathlib.Path:
+        return self._paths[int(np.searchsorted(self._ends, index, side="right"))]
+
     def _damaged(self, index: int, why: str) -> UserError:
-        path = self._paths[int(np.searchsorted(self._ends, index, side="right"))]
-        return UserError(f"shard is damaged ({why})", path, "find all such shards by `audiolm tokenize --verify`")
+        return UserError(
+            f"shard is damaged ({why})", self._path(index), "find all such shards by `audiolm tokenize --verify`"
+        )
 
 
 class TokenDataset:
@@ -288,7 +301,7 @@ class TokenDataset:
 
         source = self._builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
         lengths = self._builder.info.splits[split].shard_lengths
-        return _Records(source, self.metadata.num_quantizers, self._shards(split), lengths)
+        return _Records(source, self.metadata, self._shards(split), lengths)
 
     def num_frames(self, split: str) -> np.ndarray:
         """Semantic frames of each record of a split, without reading the records."""

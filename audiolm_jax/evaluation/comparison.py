@@ -72,6 +72,9 @@ def compare(runs: Sequence[str], output: str):
     """
     files.refuse_existing(output)
     found = [_read(run) for run in dict.fromkeys(runs)]
+    for run in found:
+        if run.entries is not None and not run.entries:
+            raise UserError("no generated audio", run.path, f"give {RUNS}")
     evaluations = [run for run in found if run.entries is None]
     if evaluations and len(evaluations) < len(found):
         what = f"an evaluation ({evaluations[0].path}) cannot be compared with generated audio"

@@ -95,7 +95,7 @@ def _numbered(values: Sequence) -> tuple[list, np.ndarray]:
 
 
 def read_items(path: str | pathlib.Path) -> Items:
-    """Reads an item file: a header line, then `file onset offset phone previous following speaker` a line.
+    """Reads an item file: a header, or none, then `file onset offset phone previous following speaker` a line.
 
     Raises:
       UserError: a line that is not of that form, or no items.
@@ -106,13 +106,15 @@ def read_items(path: str | pathlib.Path) -> Items:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise UserError("item file not in UTF-8", path, "write it in UTF-8") from error
-    for number, line in enumerate(lines[1:], 2):
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             file, onset, offset, phone, previous, following, speaker = line.split()
             items.append(Item(file, float(onset), float(offset), phone, previous, following, speaker))
         except ValueError as error:
+            if number == 1:
+                continue
             raise UserError("not an item", f"{path} line {number}", f"write {HEADER}") from error
         if not 0 <= items[-1].onset <= items[-1].offset < math.inf:
             raise UserError("onset and offset are not a stretch of time", f"{path} line {number}", "mend the times")

@@ -384,6 +384,22 @@ def test_another_version_is_refused(copy, field):
         token_dataset.TokenDataset(str(copy))
 
 
+@pytest.mark.parametrize(("field", "stream"), [("num_clusters", "semantic"), ("codebook_size", "acoustic")])
+def test_tokens_outside_of_the_described_vocabulary_are_refused(copy, field, stream):
+    largest = max(int(record[stream].max()) for record in token_dataset.TokenDataset(str(copy)).source("train"))
+    metadata = json.loads((copy / "metadata.json").read_text())
+    for size in (largest + 1, largest):
+        (copy / "metadata.json").write_text(json.dumps({**metadata, field: size}))
+        source = token_dataset.TokenDataset(str(copy)).source("train")
+        if size > largest:
+            assert len(list(source)) == len(source)
+        else:
+            with pytest.raises(
+                UserError, match=rf"{stream} token {largest} of {size} in record .*-of-00004; find what"
+            ):
+                list(source)
+
+
 @pytest.mark.parametrize("damage", [b"", b"abc\n", b"\xff" * 64 + b"  features.json\n"])
 def test_damaged_checksums_verify_nothing(copy, damage):
     (copy / "SHA256SUMS").write_bytes(damage)

@@ -246,6 +246,9 @@ def test_item_files(tmp_path):
         assert found.contexts[found.context_I[index]] == (item.previous, item.following)
         assert found.speakers[found.speaker_I[index]] == item.speaker
         assert found.onset_I[index] == pytest.approx(item.onset, abs=1e-4)
+    for header in ("", "\ufefffile onset offset phone prev next speaker\n"):
+        path.write_text(f"{header}f 0.1 0.2 a b c s\ng 0.1 0.2 a b c s\n", encoding="utf-8")
+        assert read_items(path).files == ["f", "g"]
     for line, message in (
         ("f 0.1 0.2 a b c", "not an item"),
         ("f 0.1 x a b c s", "line 3"),

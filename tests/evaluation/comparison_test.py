@@ -196,9 +196,9 @@ def test_damaged_runs(tmp_path, capsys):
         {**entry, "sample_rate": 0},
         "x",
     ]
-    for one in damaged:
-        (tmp_path / "made" / "generation.json").write_text(json.dumps([one]))
-        assert run(made, f"--output={tmp_path / 'page'}") == 2, one
+    for entries in ([], *([one] for one in damaged)):
+        (tmp_path / "made" / "generation.json").write_text(json.dumps(entries))
+        assert run(made, f"--output={tmp_path / 'page'}") == 2, entries
         assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: no generated audio: {made}; ")
     (tmp_path / "made" / "generation.json").unlink()
     for metrics in ([1], None, {"m": 1}, {"m": {"value": None, "low": 0, "high": 1, "count": 1}}):
