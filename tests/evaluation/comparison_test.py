@@ -116,6 +116,8 @@ def write_evaluation(folder, metrics, **others):
 def test_intervals_that_do_not_meet_are_marked(tmp_path, capsys):
     generator = np.random.default_rng()
     metrics = [{f"m{n}": np.sort(generator.uniform(0, 1, 3))[[1, 0, 2]].tolist() for n in range(40)} for _ in range(3)]
+    for found, low in zip(metrics, (0.4, 0.1, 0.7)):
+        found["m1"] = [low + 0.1, low, low + 0.2]
     del metrics[1]["m0"]
     metrics[2]["own"] = [1, 1, 1]
     runs = [write_evaluation(tmp_path / name, found) for name, found in zip("abc", metrics)]

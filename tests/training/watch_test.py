@@ -17,11 +17,11 @@ SYMPTOMS = health.symptoms(LEVELS, CODES)
 
 
 def healthy(steps, every, seed=None):
-    """Rows of a run as it should be: losses fall and waver, discriminators join halfway."""
+    """Rows of a run as it should be: losses fall and waver (by a third at most), discriminators join halfway."""
     generator = np.random.default_rng(seed)
     rows = []
     for step in range(every, steps + 1, every):
-        noise = generator.lognormal(0.0, 0.15, 3)
+        noise = np.exp(np.clip(generator.normal(0.0, 0.15, 3), -0.3, 0.3))
         joined = step > steps // 2
         rows.append({
             "step": step,
@@ -53,7 +53,7 @@ def change(rows, first, **values):
 @pytest.mark.parametrize(
     ("name", "values", "words"),
     [
-        ("diverging", {"reconstruction": 60.0}, r"the reconstruction loss rose from (1[6-9]|2[0-3])(\.\d+)? to [3-6]"),
+        ("diverging", {"reconstruction": 60.0}, r"the reconstruction loss rose from (1[6-9]|2[0-3])(\.\d+)? to [2-6]\d"),
         ("discriminator_wins", {"discriminator": 0.001, "accuracy_fake": 1.0}, "they tell every fake$"),
         ("codebook_collapsed", {"perplexity_1": 3.0}, "level 1 uses as if it had"),
     ],
@@ -82,7 +82,7 @@ def test_targets_of_a_tenth_of_the_codes_are_a_collapse(collapsed, expected):
 
 def test_a_single_bad_row_is_no_symptom():
     rows = healthy(20_000, 100)
-    rows[150] = {**rows[150], "reconstruction": 60.0, "perplexity_0": 1.0, "discriminator": 0.0, "accuracy_fake": 1.0}
+    rows[150] = {**rows[150], "reconstruction": 50.0, "perplexity_0": 1.0, "discriminator": 0.0, "accuracy_fake": 1.0}
     assert look_at(rows)[0] == []
 
 
