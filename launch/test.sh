@@ -45,11 +45,11 @@ step() {
 # pytest's status 5 says that no test was selected: none is marked slow.
 slow_tests() {
   local status=0
-  "$python" -m pytest -n 2 -m slow --durations=10 || status=$?
+  "$python" -m pytest -n 2 --dist worksteal -m slow --durations=10 || status=$?
   ((status == 5)) || return "$status"
 }
 
-fast_tests() { "$python" -m pytest -n 2 -m "not slow" --durations=15; }
+fast_tests() { "$python" -m pytest -n 2 --dist worksteal -m "not slow" --durations=15; }
 
 step "ruff" "$python" -m ruff check .
 step "mypy" "$python" -m mypy

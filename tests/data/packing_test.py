@@ -11,7 +11,7 @@ from audiolm_jax.lm.stages import make_stage
 @given(
     capacity=st.integers(1, 3000), count=st.integers(0, 600), seed=st.integers(0, 2**32 - 1), short=st.floats(0.01, 1)
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_record_has_a_row_with_room_for_it(capacity, count, seed, short):
     lengths = np.random.default_rng(seed).integers(1, max(2, int(capacity * short) + 1), count)
     lengths = np.minimum(lengths, capacity)

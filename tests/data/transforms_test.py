@@ -35,7 +35,7 @@ def record_of(frames, odd=False, is_end=True):
     odd=st.booleans(),
     is_end=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_crops_keep_the_streams_aligned(frames, seed, epoch, odd, is_end):
     stage = make_stage("coarse", crop_seconds=2.0, **LAYOUT)
     crop = transforms.crop(record_of(frames, odd, is_end), stage, seed, epoch)
@@ -59,7 +59,7 @@ def test_every_crop_is_equally_likely(varied):
 
 
 @given(frames=st.integers(1, 400), odd=st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_windows_cover_the_record_once(frames, odd):
     stage = make_stage("coarse", crop_seconds=2.0, **LAYOUT)
     windows = list(transforms.windows(record_of(frames, odd), stage))
@@ -161,7 +161,7 @@ def streams_in(inputs, targets, stage):
 
 
 @given(stage=layouts(), sizes=st.lists(st.integers(1, 80), min_size=1, max_size=6), seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_what_is_cropped_flattened_and_packed_is_found_again(stage, sizes, seed):
     generator = np.random.default_rng(seed)
     crops, positions = [], 0
@@ -198,7 +198,7 @@ def test_what_is_cropped_flattened_and_packed_is_found_again(stage, sizes, seed)
 
 
 @given(runs=st.lists(st.tuples(st.integers(0, 5), st.integers(1, 9)), max_size=40))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_what_is_deduplicated_comes_back_from_the_lengths_of_its_runs(runs):
     tokens_T = np.repeat([code for code, _ in runs], [length for _, length in runs]).astype(int)
     starts = run_starts(tokens_T)

@@ -28,7 +28,7 @@ def tokens_of(layout, frames, seed):
 
 @pytest.mark.parametrize(("name", "layout"), LAYOUTS)
 @given(frames=st.integers(1, 40), seed=st.integers(0, 2**31), at_end=st.booleans())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_target_round_trip(name, layout, frames, seed, at_end):
     stage = make_stage(name, crop_seconds=3.0, **layout)
     semantic_T, acoustic_TQ = tokens_of(layout, frames, seed)
