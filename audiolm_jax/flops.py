@@ -46,8 +46,9 @@ def _equation_flops(equation) -> float:
 
 def _inner_jaxprs(params: dict[str, Any]) -> list[core.Jaxpr]:
     values = [value for entry in params.values() for value in (entry if isinstance(entry, tuple | list) else [entry])]
-    closed = [value.jaxpr for value in values if isinstance(value, core.ClosedJaxpr)]
-    return closed + [value for value in values if isinstance(value, core.Jaxpr)]
+    # From jax 0.11 on the two are one class.
+    jaxprs = [value for value in values if isinstance(value, core.ClosedJaxpr | core.Jaxpr)]
+    return [jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr for jaxpr in jaxprs]
 
 
 def _convolution_flops(equation) -> float:

@@ -101,8 +101,9 @@ def test_golden_specs_of_the_weights(int8):
 def test_mesh_that_does_not_divide_the_model(fields, named):
     config, params = model_of(STAGES[1])
     config = dataclasses.replace(config, **fields)
+    mesh = AbstractMesh((2, 1, 3), MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
     with pytest.raises(UserError, match=f"mesh does not divide {named} of the coarse stage: mesh axis tensor=3; "):
-        LanguageModel(STAGES[1], config, params, mesh=AbstractMesh((2, 1, 3), MESH_AXES))
+        LanguageModel(STAGES[1], config, params, mesh=mesh)
 
 
 @pytest.mark.parametrize("axes", [("data", "tensor"), MESH_AXES])
