@@ -155,11 +155,17 @@ def _blocked_attention_backward(max_distance, block_positions, saved, grad_BNTH)
         _, pull_back = jax.vjp(block, q_BNTH[:, :, start:stop], k_BNTH[:, :, :seen], v_BNTH[:, :, :seen], table_RN)
         q_grad_BNTH, k_share_BNSH, v_share_BNSH, table_share_RN = pull_back(grad_BNTH[:, :, start:stop])
         q_grads.append(q_grad_BNTH)
-        k_grad_BNTH = k_grad_BNTH.at[:, :, :seen].add(k_share_BNSH)
-        v_grad_BNTH = v_grad_BNTH.at[:, :, :seen].add(v_share_BNSH)
+        k_grad_BNTH = _add_to_the_first(k_grad_BNTH, k_share_BNSH)
+        v_grad_BNTH = _add_to_the_first(v_grad_BNTH, v_share_BNSH)
         table_grad_RN = jax.tree.map(jnp.add, table_grad_RN, table_share_RN)
     q_grad_BNTH = jnp.concatenate(q_grads, axis=2)
     return q_grad_BNTH, k_grad_BNTH.astype(k_BNTH.dtype), v_grad_BNTH.astype(v_BNTH.dtype), table_grad_RN, None, None
+
+
+def _add_to_the_first(total_BNTH: jax.Array, share_BNSH: jax.Array) -> jax.Array:
+    """Adds to the first S positions. Of the scatter that `.at[].add` makes, jax 0.11's partitioner crashes."""
+    first_BNSH = total_BNTH[:, :, : share_BNSH.shape[2]] + share_BNSH
+    return jax.lax.dynamic_update_slice_in_dim(total_BNTH, first_BNSH, 0, axis=2)
 
 
 _blocked_attention.defvjp(_blocked_attention_forward, _blocked_attention_backward)
