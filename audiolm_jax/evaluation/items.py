@@ -113,7 +113,7 @@ def read_items(path: str | pathlib.Path) -> Items:
             file, onset, offset, phone, previous, following, speaker = line.split()
             items.append(Item(file, float(onset), float(offset), phone, previous, following, speaker))
         except ValueError as error:
-            if number == 1:
+            if number == 1:  # The header.
                 continue
             raise UserError("not an item", f"{path} line {number}", f"write {HEADER}") from error
         if not 0 <= items[-1].onset <= items[-1].offset < math.inf:

@@ -1,7 +1,6 @@
 """Run in a process of its own with 8 CPU devices: trains a codec on one and on all, and prints how far they differ.
 
-Argument: "float64" for twenty steps in double precision with the balancer, "float32" for the first step's losses and
-gradients without.
+Argument: "float64" for twenty steps in double precision, "float32" for the first step's losses and gradients.
 """
 
 import json
@@ -71,31 +70,33 @@ def distance(a, b) -> float:
 
 
 def main(precision: str):
-    balancer, num_steps = {"float64": (True, 20), "float32": (False, 1)}[precision]
-    config = config_of(balancer)
-    if precision == "float32":
-        config.discriminator.start_step = 0
-    one, all_eight = (train(config, shape, precision, num_steps) for shape in MESHES.values())
-    history, codes, moments, weights, _ = one
-    others, other_codes, other_moments, other_weights, held = all_eight
-    differences = {
-        name: max(abs(a[name] - b[name]) / max(abs(a[name]), 1e-3) for a, b in zip(history, others, strict=True))
-        for name in history[0]
-    }
-    result = {
-        "metrics": max(value for name, value in differences.items() if not name.endswith("gradient_norm")),
-        "gradient_norms": max(value for name, value in differences.items() if name.endswith("gradient_norm")),
-        "gradients": distance(other_moments, moments),
-        "codebooks": distance(other_weights["codebooks"], weights["codebooks"]),
-        "weights": distance(other_weights, weights),
-        "codes_that_differ": int(sum(np.sum(a != b) for a, b in zip(codes, other_codes, strict=True))),
-        "replaced": sum(value for row in history for name, value in row.items() if name.startswith("dead_codes")),
-        "skipped": history[-1]["skipped_steps"],
-        "reconstruction": [row["reconstruction"] for row in history],
-        "discriminator": history[-1]["discriminator"],
-        "held": held,
-    }
-    print(json.dumps(result))
+    results = {}
+    for balancer in {"float64": (False, True), "float32": (True,)}[precision]:
+        config = config_of(balancer)
+        if precision == "float32":
+            config.discriminator.start_step = 0
+        num_steps = {"float64": 20, "float32": 1}[precision]
+        one, all_eight = (train(config, shape, precision, num_steps) for shape in MESHES.values())
+        history, codes, moments, weights, _ = one
+        others, other_codes, other_moments, other_weights, held = all_eight
+        differences = {
+            name: max(abs(a[name] - b[name]) / max(abs(a[name]), 1e-3) for a, b in zip(history, others, strict=True))
+            for name in history[0]
+        }
+        results[f"balancer={balancer}"] = {
+            "metrics": max(value for name, value in differences.items() if not name.endswith("gradient_norm")),
+            "gradient_norms": max(value for name, value in differences.items() if name.endswith("gradient_norm")),
+            "gradients": distance(other_moments, moments),
+            "codebooks": distance(other_weights["codebooks"], weights["codebooks"]),
+            "weights": distance(other_weights, weights),
+            "codes_that_differ": int(sum(np.sum(a != b) for a, b in zip(codes, other_codes, strict=True))),
+            "replaced": sum(value for row in history for name, value in row.items() if name.startswith("dead_codes")),
+            "skipped": history[-1]["skipped_steps"],
+            "reconstruction": [row["reconstruction"] for row in history],
+            "discriminator": history[-1]["discriminator"],
+            "held": held,
+        }
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":
