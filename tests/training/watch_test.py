@@ -89,8 +89,9 @@ def test_a_single_bad_row_is_no_symptom(seed):
     assert look_at(rows)[0] == []
 
 
-def test_a_run_that_recovers_may_fall_ill_again():
-    rows = healthy(40_000, 100)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_run_that_recovers_may_fall_ill_again(seed):
+    rows = healthy(40_000, 100, seed)
     ill = [{**row, "reconstruction": 80.0} if row["step"] // 5000 in (3, 6) else row for row in rows]
     lines, marks = look_at(ill)
     assert len(lines) == 2 and marks[-1]["diverging"] == 0
